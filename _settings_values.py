@@ -1,0 +1,156 @@
+"""Kinds of values for settings.py: URLs, hosts, secrets, prompts, and the frozen section they stand in.
+
+Does not know which settings exist. Error texts say what is expected and never quote the value: it may hold a password.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import string
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, get_args
+from urllib.parse import SplitResult, urlsplit, urlunsplit
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
+
+from _settings_sources import masked_text
+
+_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
+
+
+def _split_url(value: str, schemes: tuple[str, ...]) -> SplitResult:
+    """Raises ValueError that says what is expected and never quotes the value (it may hold a password)."""
+    expected = f"a URL such as {schemes[0]}://host:port"
+    if any(c.isspace() or not c.isprintable() for c in value):
+        raise ValueError(f"{expected}, without spaces")
+    try:
+        parts = urlsplit(value)
+        usable = parts.scheme in schemes and (parts.hostname or parts.scheme == "unix") and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ValueError(f"{expected} (scheme {' or '.join(schemes)})")
+    return parts
+
+
+def _http_url(value: str) -> str:
+    _split_url(value, ("http", "https"))
+    return value.rstrip("/")
+
+
+def _milvus_url(value: str) -> str:
+    try:
+        parts = _split_url(value, ("http", "https"))
+    except ValueError as error:
+        raise ValueError(f"{error}; leave it unset for the embedded store in the data directory") from None
+    # "localhost" beside "127.0.0.1" makes two connections under one pymilvus alias, which it refuses.
+    userinfo, at, address = parts.netloc.rpartition("@")
+    host, colon, port = address.partition(":")
+    if host.lower() == "localhost":
+        address = f"127.0.0.1{colon}{port}"
+    return urlunsplit(parts._replace(netloc=f"{userinfo}{at}{address}")).rstrip("/")
+
+
+def _redis_url(value: SecretStr) -> SecretStr:
+    _split_url(value.get_secret_value(), ("redis", "rediss", "unix"))
+    return value
+
+
+def _header_text(value: SecretStr) -> SecretStr:
+    text = value.get_secret_value()
+    if not (text.isascii() and text.isprintable()):
+        raise ValueError("printable ASCII, because it travels in an HTTP header")
+    return value
+
+
+def _host(value: str) -> str:
+    try:
+        return str(ipaddress.ip_address(value.strip("[]")))
+    except ValueError:
+        if not _HOST.fullmatch(value):
+            raise ValueError("a host name or IP address, without scheme, port or path") from None
+        return value.lower()
+
+
+def _origin(value: str) -> str:
+    parts = _split_url(value, ("http", "https"))
+    if parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc:
+        raise ValueError("an origin such as https://rag.example.org, without path or user")
+    return value.rstrip("/").lower()
+
+
+def _device(value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value.lower()):
+        raise ValueError("auto, cpu, cuda or cuda:N")
+    return value.lower()
+
+
+def _comma_separated(value: object) -> object:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _template(*names: str) -> Callable[[str], str]:
+    """A check that `str.format` can fill the text with exactly these names."""
+    expected = f"a text with {' and '.join(f'{{{name}}}' for name in names)} and no other braces (write {{{{ and }}}} for those)"
+
+    def check(value: str) -> str:
+        try:
+            fields = [(name, spec, how) for _, name, spec, how in string.Formatter().parse(value) if name is not None]
+        except ValueError:
+            raise ValueError(expected) from None
+        if {name for name, *_ in fields} != set(names) or any(spec or how for _, spec, how in fields):
+            raise ValueError(expected)
+        return value
+
+    return check
+
+
+Text = Annotated[str, Field(min_length=1, max_length=4096)]
+HttpUrl = Annotated[str, AfterValidator(_http_url)]
+Host = Annotated[str, AfterValidator(_host)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+Seconds = Annotated[float, Field(gt=0, le=86400)]
+HeaderSecret = Annotated[SecretStr, AfterValidator(_header_text)]
+MilvusUrl = Annotated[str, AfterValidator(_milvus_url)]
+RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
+Hosts = Annotated[tuple[Host, ...], BeforeValidator(_comma_separated)]
+Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], BeforeValidator(_comma_separated)]
+Device = Annotated[str, AfterValidator(_device)]
+AnswerPrompt = Annotated[str, AfterValidator(_template("question", "passages"))]
+HydePrompt = Annotated[str, AfterValidator(_template("question"))]
+
+
+def setting(default: Any, meaning: str, env: str | None = None, answer: bool = False, **bounds: Any) -> Any:
+    """A field with its meaning, its environment variable, and whether it changes answers (then it is in the fingerprint)."""
+    return Field(default, description=meaning, json_schema_extra={"env": env, "answer": answer}, **bounds)
+
+
+class Section(BaseModel):
+    """Frozen; unknown keys refused; what may be secret is masked in repr, str and validation errors."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        hide_input_in_errors=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _tidy(cls, value: Any, info: ValidationInfo) -> Any:
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and annotation is not bool:
+            raise ValueError("no true or false here")  # pydantic would take true as the number 1
+        if not isinstance(value, str):
+            return value
+        if any("\ud800" <= c <= "\udfff" for c in value):
+            raise ValueError("valid Unicode text")  # lone surrogates can be neither sent nor saved
+        value = value.strip()
+        return None if not value and type(None) in get_args(annotation) else value
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            yield name, masked_text(value) if isinstance(value, str) else value

@@ -1,0 +1,146 @@
+"""What every embedder and reranker looks like, whichever maker, in-process or over HTTP. Knows nothing of torch or HTTP.
+
+All times are seconds, measured with a monotonic clock. Unknown is None, never 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+TextKind = Literal["query", "passage"]
+Where = Literal["in-process", "http"]
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Where the seconds of one model call went.
+
+    `load` is time spent waiting for weights, `queue` waiting for the model's worker, `network` is None in-process.
+    `cold` is the pool's word: the call loaded the model, waited for its load, or was its first run.
+    """
+
+    load: float = 0.0
+    queue: float = 0.0
+    tokenize: float = 0.0
+    compute: float = 0.0
+    network: float | None = None
+    cold: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """`dense` is float32 [n, dimension], L2-normalised; `sparse` is one {token id: weight} a text, or None."""
+
+    dense: NDArray[np.float32]
+    sparse: tuple[Mapping[int, float], ...] | None
+    timing: Timing
+    tokens: int
+    truncated: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RerankCandidate:
+    """A passage to score: its text and, where known, the raw scores of the routes that found it."""
+
+    text: str
+    dense: float | None = None
+    sparse: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """`values` is float32 [n] in candidate order, raw (no sigmoid)."""
+
+    values: NDArray[np.float32]
+    timing: Timing
+    truncated: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a loaded model is. `identity` is name, weights hash, dimension and pooling: never URL or precision.
+
+    `learned_sparse`: the embedder makes sparse weights itself. `uses_route_scores`: the reranker wants each candidate's
+    score from both search routes, so that the search has to complete the missing ones.
+    """
+
+    name: str
+    kind: Literal["embedder", "reranker", "llm"]
+    identity: str
+    device: str
+    precision: str
+    where: Where = "in-process"
+    address: str | None = None
+    dimension: int | None = None
+    max_tokens: int | None = None
+    learned_sparse: bool = False
+    uses_route_scores: bool = False
+    note: str | None = None
+
+
+class Embedder(Protocol):
+    """Texts to vectors. Thread-safe: callers queue for the model's worker."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    def embed(
+        self, texts: Sequence[str], kind: TextKind = "passage", *, priority: int = 0, deadline: float | None = None
+    ) -> Embeddings:
+        """Embed `texts` (at least one). `deadline` is a `time.monotonic()` value; past it TimeoutError is raised."""
+        ...
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of `text` without special tokens, for splitting; an estimate where the tokenizer is not at hand."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A piece of a streamed completion: answer text, or reasoning text (kept out of answers), or the closing facts.
+
+    `prompt_tokens`, `completion_tokens` and `finish_reason` come with the last piece, None where the maker does not say.
+    """
+
+    text: str = ""
+    reasoning: str = ""
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    finish_reason: str | None = None
+    timing: Timing | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """One chat completion to stream; `thinking` False asks the model not to reason aloud first."""
+
+    messages: tuple[Mapping[str, str], ...]
+    max_tokens: int
+    temperature: float
+    thinking: bool = True
+    model: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    timeout: float = 120.0
+
+
+class ChatModel(Protocol):
+    """A language model that streams; closing the iterator ends the completion."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    def stream(self, request: ChatRequest) -> Iterator[Delta]: ...
+
+
+class Reranker(Protocol):
+    """A query and its candidates to raw scores in candidate order. Thread-safe."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    def score(self, query: str, candidates: Sequence[RerankCandidate], *, deadline: float | None = None) -> Scores: ...

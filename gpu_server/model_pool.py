@@ -1,0 +1,224 @@
+"""Models loaded once a process, kept warm, handed out: the cure for models re-created on every request.
+
+The pool is the only source of the cold/warm label: a call is cold when it loaded its model, waited for that load, or was
+the model's first run. One worker a model: calls queue for it, and the time they wait is reported as `queue`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Literal, TypeVar
+
+from gpu_server.interfaces import (
+    ChatModel,
+    ChatRequest,
+    Delta,
+    Embedder,
+    Embeddings,
+    ModelInfo,
+    RerankCandidate,
+    Reranker,
+    Scores,
+    TextKind,
+    Timing,
+)
+
+log = logging.getLogger(__name__)
+
+State = Literal["waiting", "loading", "warm", "failed"]
+M = TypeVar("M")
+
+
+@dataclass(frozen=True, slots=True)
+class SlotStatus:
+    """What the pool knows of one model; seconds are None until measured."""
+
+    kind: str
+    name: str
+    state: State
+    info: ModelInfo | None = None
+    load_seconds: float | None = None
+    first_run_seconds: float | None = None
+    runs: int = 0
+    error: str | None = None
+
+
+@dataclass(slots=True)
+class Turn(Generic[M]):
+    """A caller's turn at the model: the model, what it waited for, and whether it counts as cold."""
+
+    model: M
+    load: float
+    queue: float
+    cold: bool
+
+    def timing(self, timing: Timing) -> Timing:
+        return replace(timing, load=timing.load + self.load, queue=timing.queue + self.queue, cold=self.cold or timing.cold)
+
+
+class Slot(Generic[M]):
+    """One model: loads on first need, ten threads asking get one load, one caller at a time runs it."""
+
+    def __init__(self, kind: str, name: str, make: Callable[[], M]) -> None:
+        self.kind = kind
+        self.name = name
+        self._make = make
+        self._model: M | None = None
+        self._load_lock = threading.Lock()
+        self._worker = threading.Lock()
+        self._status = SlotStatus(kind, name, "waiting")
+
+    @property
+    def status(self) -> SlotStatus:
+        return self._status
+
+    def model(self) -> M:
+        """The loaded model; loads it when nobody has, waits when somebody does. A failed load is tried again."""
+        model = self._model
+        if model is not None:
+            return model
+        with self._load_lock:
+            if self._model is not None:
+                return self._model
+            return self._load()
+
+    def _load(self) -> M:
+        self._status = replace(self._status, state="loading", error=None)
+        started = time.perf_counter()
+        try:
+            model = self._make()
+        except Exception as problem:
+            self._status = replace(self._status, state="failed", error=f"{type(problem).__name__}: {problem}")
+            log.warning("%s %s failed to load: %s", self.kind, self.name, problem)
+            raise
+        seconds = time.perf_counter() - started
+        info: ModelInfo | None = getattr(model, "info", None)
+        self._status = replace(self._status, state="loading", load_seconds=seconds, info=info)
+        self._model = model
+        log.info("%s %s loaded in %.2f s", self.kind, self.name, seconds)
+        return model
+
+    @contextmanager
+    def turn(self, deadline: float | None = None) -> Iterator[Turn[M]]:
+        """Wait for the weights, then for the worker, then hold it. Raises TimeoutError at `deadline` (monotonic seconds)."""
+        asked = time.perf_counter()
+        was_loaded = self._model is not None
+        cold = self._status.first_run_seconds is None  # at the asking: a wait for somebody else's first run is a cold wait
+        model = self.model()
+        loaded = time.perf_counter()
+        patience = -1.0 if deadline is None else max(0.0, deadline - time.monotonic())
+        if not self._worker.acquire(timeout=patience):
+            raise TimeoutError(f"no turn at {self.name} before the deadline: other callers hold it")
+        try:
+            started = time.perf_counter()
+            load = 0.0 if was_loaded else loaded - asked
+            yield Turn(model, load=load, queue=started - asked - load, cold=cold)
+            self._ran(time.perf_counter() - started)
+        finally:
+            self._worker.release()
+
+    def _ran(self, seconds: float) -> None:
+        status = self._status
+        first = seconds if status.first_run_seconds is None else status.first_run_seconds
+        self._status = replace(status, state="warm", runs=status.runs + 1, first_run_seconds=first)
+
+
+class PooledEmbedder:
+    """The pool's embedder: the maker's interface, with load, queue and cold filled in."""
+
+    def __init__(self, slot: Slot[Embedder]) -> None:
+        self._slot = slot
+
+    @property
+    def info(self) -> ModelInfo:
+        return self._slot.model().info
+
+    def embed(
+        self, texts: Sequence[str], kind: TextKind = "passage", *, priority: int = 0, deadline: float | None = None
+    ) -> Embeddings:
+        with self._slot.turn(deadline) as turn:
+            result = turn.model.embed(texts, kind, priority=priority, deadline=deadline)
+        return replace(result, timing=turn.timing(result.timing))
+
+    def count_tokens(self, text: str) -> int:
+        return self._slot.model().count_tokens(text)
+
+
+class PooledReranker:
+    """The pool's reranker: the maker's interface, with load, queue and cold filled in."""
+
+    def __init__(self, slot: Slot[Reranker]) -> None:
+        self._slot = slot
+
+    @property
+    def info(self) -> ModelInfo:
+        return self._slot.model().info
+
+    def score(self, query: str, candidates: Sequence[RerankCandidate], *, deadline: float | None = None) -> Scores:
+        with self._slot.turn(deadline) as turn:
+            result = turn.model.score(query, candidates, deadline=deadline)
+        return replace(result, timing=turn.timing(result.timing))
+
+
+class PooledChatModel:
+    """The pool's in-process language model; holds the worker while it streams."""
+
+    def __init__(self, slot: Slot[ChatModel]) -> None:
+        self._slot = slot
+
+    @property
+    def info(self) -> ModelInfo:
+        return self._slot.model().info
+
+    def stream(self, request: ChatRequest) -> Iterator[Delta]:
+        with self._slot.turn(time.monotonic() + request.timeout) as turn:
+            for delta in turn.model.stream(request):
+                yield replace(delta, timing=turn.timing(delta.timing)) if delta.timing else delta
+
+
+class ModelPool:
+    """The models of this process by kind. `add` registers a maker; nothing loads before `warm_up` or the first call."""
+
+    def __init__(self) -> None:
+        self._slots: dict[str, Slot[Any]] = {}
+
+    def add_embedder(self, name: str, make: Callable[[], Embedder]) -> PooledEmbedder:
+        return PooledEmbedder(self._add("embedder", name, make))
+
+    def add_reranker(self, name: str, make: Callable[[], Reranker]) -> PooledReranker:
+        return PooledReranker(self._add("reranker", name, make))
+
+    def add_chat_model(self, name: str, make: Callable[[], ChatModel]) -> PooledChatModel:
+        return PooledChatModel(self._add("llm", name, make))
+
+    def _add(self, kind: str, name: str, make: Callable[[], M]) -> Slot[M]:
+        slot = Slot(kind, name, make)
+        self._slots[kind] = slot
+        return slot
+
+    def warm_up(self) -> None:
+        """Load every model and run each once, so that no query pays for it. A model that fails is reported, not raised."""
+        for slot in self._slots.values():
+            try:
+                _first_run(slot)
+            except Exception as problem:
+                log.warning("warm-up of %s %s failed: %s", slot.kind, slot.name, problem)
+
+    def status(self) -> tuple[SlotStatus, ...]:
+        return tuple(slot.status for slot in self._slots.values())
+
+
+def _first_run(slot: Slot[Any]) -> None:
+    if slot.kind == "embedder":
+        PooledEmbedder(slot).embed(["warm-up"], "query")
+    elif slot.kind == "reranker":
+        PooledReranker(slot).score("warm-up", [RerankCandidate("warm-up", 0.5, 1.0), RerankCandidate("other", 0.1, 0.0)])
+    else:
+        request = ChatRequest(({"role": "user", "content": "Say: warm"},), max_tokens=4, temperature=0.0, thinking=False)
+        for _ in PooledChatModel(slot).stream(request):
+            continue

@@ -1,0 +1,214 @@
+"""Chat completions of an OpenAI-compatible server (vLLM, TGI, llama.cpp, a cloud), streamed, its errors told apart.
+
+The connection is read on a thread of its own and handed over through a queue, so that a cancel or a deadline is obeyed
+while a server says nothing.
+"""
+
+from __future__ import annotations
+
+import queue
+import re
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from gpu_server.interfaces import ChatRequest, Delta, ModelInfo
+from rag.errors import Kind, RagError
+
+CONNECT_SECONDS = 5.0
+
+
+def base_url(address: str) -> str:
+    """The address with `/v1` at its end, however it was written."""
+    address = address.rstrip("/")
+    return address if re.search(r"/v\d+$", address) else f"{address}/v1"
+
+
+class OpenAIChat:
+    """Streams completions over one pooled connection. Thread-safe."""
+
+    def __init__(self, address: str, model: str | None, api_key: str | None, timeout: float) -> None:
+        import openai
+
+        self.address = base_url(address)
+        self._model = model
+        self._thinking_switch = True
+        self._lock = threading.Lock()
+        self._client = openai.OpenAI(
+            base_url=self.address,
+            api_key=api_key or "none",
+            max_retries=0,
+            timeout=openai.Timeout(timeout, connect=min(CONNECT_SECONDS, timeout)),
+        )
+
+    @property
+    def info(self) -> ModelInfo:
+        name = self._model or "the server's first model"
+        return ModelInfo(
+            name=name, kind="llm", identity=name, device="remote", precision="unknown", where="http", address=self.address
+        )
+
+    def model(self) -> str:
+        """The configured model, or the first that the server lists."""
+        with self._lock:
+            if self._model is None:
+                with mapped(self.address):
+                    listed = self._client.models.list(timeout=10.0).data
+                if not listed:
+                    raise RagError(
+                        "the server lists no model", kind="model", address=self.address, next_step="Set VLLM_MODEL to the served model."
+                    )
+                self._model = listed[0].id
+            return self._model
+
+    def stream(self, request: ChatRequest) -> Iterator[Delta]:
+        """Deltas as the server sends them; the last carries token counts and the finish reason."""
+        pump = _Pump(lambda: self._open(request), request.timeout)
+        try:
+            with mapped(self.address):
+                for chunk in pump.chunks():
+                    yield from _deltas(chunk)
+        finally:
+            pump.close()
+
+    def _open(self, request: ChatRequest) -> Any:
+        model = request.model or self.model()
+        import openai
+
+        switch = {"chat_template_kwargs": {"enable_thinking": False}} if self._thinking_switch and not request.thinking else None
+        arguments: dict[str, Any] = {
+            "model": model,
+            "messages": [dict(message) for message in request.messages],
+            "max_tokens": request.max_tokens,
+            "temperature": request.temperature,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "extra_headers": dict(request.headers),
+        }
+        try:
+            return self._client.chat.completions.create(**arguments, extra_body=switch)
+        except (openai.BadRequestError, openai.UnprocessableEntityError):
+            if switch is None:
+                raise
+            stream = self._client.chat.completions.create(**arguments)
+            self._thinking_switch = False  # this server refuses the switch: it is not sent again
+            return stream
+
+    def close(self) -> None:
+        self._client.close()
+
+
+class _Pump:
+    """Reads a response on its own thread; `chunks()` waits for it with a deadline and can be given up at any time."""
+
+    def __init__(self, open_stream: Any, timeout: float) -> None:
+        self._open = open_stream
+        self._deadline = time.monotonic() + timeout
+        self._queue: queue.Queue[Any] = queue.Queue()
+        self._stream: Any = None
+        self._closed = threading.Event()
+        threading.Thread(target=self._read, name="chat-reader", daemon=True).start()
+
+    def _read(self) -> None:
+        try:
+            self._stream = self._open()
+            for chunk in self._stream:
+                if self._closed.is_set():
+                    break
+                self._queue.put(chunk)
+            self._queue.put(None)
+        except Exception as problem:
+            self._queue.put(problem)
+        finally:
+            if self._stream is not None:
+                self._stream.close()
+
+    def chunks(self) -> Iterator[Any]:
+        """Chunks; None comes through as a beat every 50 ms of silence, so that the caller can look at its cancel token."""
+        while True:
+            try:
+                item = self._queue.get(timeout=0.05)
+            except queue.Empty:
+                if time.monotonic() > self._deadline:
+                    raise TimeoutError("no answer before the time limit") from None
+                yield None
+                continue
+            if item is None:
+                return
+            if isinstance(item, Exception):
+                raise item
+            yield item
+
+    def close(self) -> None:
+        self._closed.set()
+        stream = self._stream
+        if stream is not None and self._queue.empty():
+            stream.close()
+
+
+def _deltas(chunk: Any) -> Iterator[Delta]:
+    if chunk is None:
+        yield Delta()
+        return
+    usage = getattr(chunk, "usage", None)
+    for choice in chunk.choices or ():
+        delta = choice.delta
+        extra = getattr(delta, "model_extra", None) or {}
+        reasoning = extra.get("reasoning_content") or extra.get("reasoning") or ""
+        yield Delta(text=delta.content or "", reasoning=str(reasoning), finish_reason=choice.finish_reason)
+    if usage is not None:
+        yield Delta(prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens)
+
+
+class mapped:  # noqa: N801 - reads as a verb, `with mapped(address):`
+    """Turns the errors of openai and httpx into RagErrors that name the address and what to check."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, problem: BaseException | None, trace: object) -> None:
+        if problem is None or not isinstance(problem, Exception) or isinstance(problem, RagError):
+            return
+        found, message, next_step = _diagnose(problem)
+        raise RagError(message, kind=found, address=self._address, next_step=next_step) from problem
+
+
+def _diagnose(problem: Exception) -> tuple[Kind, str, str]:
+    import openai
+
+    transport = _is_transport(problem)
+    if isinstance(problem, (openai.APITimeoutError, TimeoutError)) or transport and "Timeout" in type(problem).__name__:
+        return "timeout", "the language model did not answer in time", "Look at the server's queue, or raise llm.timeout_seconds."
+    if isinstance(problem, (openai.AuthenticationError, openai.PermissionDeniedError)):
+        return "authentication", "the language model's server refused the key", "Check VLLM_API_KEY."
+    if isinstance(problem, openai.NotFoundError):
+        return "model", f"not found: {_said(problem)}", "Check VLLM_MODEL against the server's /v1/models, and VLLM_BASE_URL."
+    if isinstance(problem, openai.RateLimitError):
+        return "overloaded", f"the server is overloaded: {_said(problem)}", "Wait, or lower the load."
+    if isinstance(problem, (openai.BadRequestError, openai.UnprocessableEntityError)):
+        return "bad_input", f"the server refused the request: {_said(problem)}", "Lower llm.context_tokens or llm.max_tokens."
+    if isinstance(problem, openai.InternalServerError):
+        return "overloaded" if problem.status_code == 503 else "internal", f"the server failed: {_said(problem)}", "Look at its log."
+    if transport or isinstance(problem, (openai.APIConnectionError, OSError)):
+        cause = problem.__cause__ or problem
+        return (
+            "connection",
+            f"the connection to the language model failed or broke off: {str(cause)[:300]}",
+            "Check that the server runs at this address (VLLM_BASE_URL) and was not restarted.",
+        )
+    return "bad_answer", f"the answer could not be read: {str(problem)[:300]}", "Check that VLLM_BASE_URL is an OpenAI-compatible server."
+
+
+def _is_transport(problem: Exception) -> bool:
+    """An error of the HTTP library under openai (httpx, from 3.0 on httpx2), which comes through raw in mid-stream."""
+    return type(problem).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2")
+
+
+def _said(problem: Any) -> str:
+    body = getattr(problem, "body", None)
+    said = body.get("message") if isinstance(body, dict) else None
+    return str(said or problem)[:400]

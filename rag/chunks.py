@@ -1,0 +1,121 @@
+"""Sections to passages, by semantic_text_splitter. Knows nothing of files, models or stores: tokens are counted by a callback."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from rag.loaders import SEPARATOR, LoadedDocument, Section, has_words
+from rag.types import PassageRow
+
+MAX_TEXT_BYTES = 60_000  # Milvus takes 65,535 in a VARCHAR
+BYTES_PER_TOKEN = 32  # no prose has so many; WordPiece counts any run of over 100 characters without a space as one token
+SMALL_TOKENS = 40
+
+CountTokens = Callable[[str], int]
+
+
+def split(
+    document: LoadedDocument,
+    document_id: str,
+    source: str,
+    content_hash: str,
+    count_tokens: CountTokens,
+    chunk_tokens: int = 220,
+    overlap_tokens: int = 32,
+) -> list[PassageRow]:
+    """The document's passages in order, at most `chunk_tokens` each; neighbours of one section share up to `overlap_tokens`.
+
+    Every word of the sections is in some passage. The id is made of document, content and position, so the same content
+    gives the same ids. Raises ValueError unless 0 <= overlap_tokens < chunk_tokens, and whatever `count_tokens` raises.
+    """
+    if not 0 <= overlap_tokens < chunk_tokens:
+        raise ValueError(f"overlap_tokens ({overlap_tokens}) must be less than chunk_tokens ({chunk_tokens}), and not negative")
+    measure = _Measure(count_tokens, chunk_tokens)
+    rows: list[PassageRow] = []
+    for section in _gather(document.sections, measure, chunk_tokens):
+        for text in _pieces(section, measure, chunk_tokens, overlap_tokens):
+            rows.append(
+                PassageRow(
+                    id=hashlib.sha256(f"{document_id}{content_hash}{len(rows)}".encode()).hexdigest()[:32],
+                    document_id=document_id,
+                    content_hash=content_hash,
+                    position=len(rows),
+                    text=text,
+                    title=document.title,
+                    source=source,
+                    location=section.location,
+                    language=document.language,
+                )
+            )
+    return rows
+
+
+@dataclass(slots=True)
+class _Measure:
+    """The splitter's callback: tokens, or bytes in units of BYTES_PER_TOKEN where that is more.
+
+    The bytes keep text that is few tokens but long (base64, minified code) within the store's limit, and spare
+    tokenising what is too long anyway. An exception may not cross the splitter's Rust: it is kept and raised by `check`.
+    """
+
+    count_tokens: CountTokens
+    chunk_tokens: int
+    problem: Exception | None = None
+
+    def __call__(self, text: str) -> int:
+        unit = min(BYTES_PER_TOKEN, MAX_TEXT_BYTES / self.chunk_tokens)
+        if len(text) > unit * self.chunk_tokens:
+            return math.ceil(len(text) / unit)
+        by_bytes = math.ceil(len(text.encode("utf-8", "surrogatepass")) / unit)
+        if self.problem is not None or by_bytes > self.chunk_tokens:
+            return by_bytes
+        try:
+            return max(self.count_tokens(text), by_bytes)
+        except Exception as problem:
+            self.problem = problem
+            return by_bytes
+
+    def check(self) -> None:
+        if self.problem is not None:
+            raise self.problem
+
+
+def _pieces(section: Section, measure: _Measure, chunk_tokens: int, overlap_tokens: int) -> Iterator[str]:
+    from semantic_text_splitter import MarkdownSplitter, TextSplitter
+
+    text = section.text.strip()
+    if measure(text) <= chunk_tokens:
+        chunks = [text]
+    else:
+        kind = MarkdownSplitter if section.kind == "markdown" else TextSplitter
+        chunks = kind.from_callback(measure, chunk_tokens, overlap=overlap_tokens, trim=True).chunks(text)
+    measure.check()
+    yield from (chunk for chunk in chunks if has_words(chunk))
+
+
+def _gather(sections: Sequence[Section], measure: _Measure, chunk_tokens: int) -> Iterator[Section]:
+    """Sections, those under SMALL_TOKENS joined with what follows them as long as both fit in one passage.
+
+    A heading that ends up inside a joined text is written there, since the location only names the first and the last.
+    """
+    held: Section | None = None
+    first: str | None = None
+    for section in sections:
+        if held is not None and held.kind == section.kind and section.kind in ("markdown", "html") and measure(held.text) < SMALL_TOKENS:
+            heading = (section.location or "").split(SEPARATOR)[-1]
+            text = f"{held.text}\n\n{heading}\n\n{section.text}" if heading not in section.text else f"{held.text}\n\n{section.text}"
+            if measure(text) <= chunk_tokens:
+                held = Section(text, _span(first, section.location), section.kind)
+                continue
+        if held is not None:
+            yield held
+        held, first = section, section.location
+    if held is not None:
+        yield held
+
+
+def _span(first: str | None, last: str | None) -> str | None:
+    return f"{first} – {last}" if first and last and first != last else first or last

@@ -1,0 +1,47 @@
+"""HyDE: a hypothetical answer written by the language model and embedded beside the question (Gao et al. 2022).
+
+It costs seconds, so `auto` decides first, from signals that are already there: the question and its first search.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rag.types import HydeMode
+
+LONG_QUESTION_WORDS = 24
+CLOSE_ENOUGH = 0.62  # cosine of the best dense hit; above it the question already speaks the documents' words
+IDENTIFIER = re.compile(r"\d|[A-Za-z]+_[A-Za-z]|\b[A-Z]{2,}[A-Z0-9-]*\d|[\"“«`]|--\w")
+
+
+def skip_before_search(mode: HydeMode, question: str, has_model: bool) -> str | None:
+    """Why HyDE is not tried, from the question alone; None when nothing speaks against it yet."""
+    if mode == "off":
+        return "switched off"
+    if not has_model:
+        return "no language model is configured"
+    if mode == "on":
+        return None
+    if IDENTIFIER.search(question):
+        return "the question names a number or an identifier, which a made-up answer would blur"
+    words = len(question.split())
+    if words > LONG_QUESTION_WORDS:
+        return f"the question is long enough by itself ({words} words)"
+    return None
+
+
+def skip_after_search(best_dense: float | None) -> str | None:
+    """Why HyDE is not needed after a first search with the question itself."""
+    if best_dense is not None and best_dense >= CLOSE_ENOUGH:
+        return f"the first search already found a close passage (cosine {best_dense:.2f})"
+    return None
+
+
+def blend(question: NDArray[np.float32], hypothesis: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Mean of the two unit vectors, made a unit vector again."""
+    mean = question + hypothesis
+    norm = float(np.linalg.norm(mean))
+    return mean / norm if norm > 1e-6 else question

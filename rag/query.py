@@ -1,0 +1,408 @@
+"""The whole path of a query, top to bottom: the only place where stages are called and spanned.
+
+`answer()` yields events as it goes and returns an `Outcome`: the frozen Answer and its spans. It knows nothing of jobs, HTTP,
+pages or machines. A stage that fails ends the query with an error that names it; a stage that can be done without (hyde,
+rerank) degrades, says so and goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpu_server.interfaces import ChatModel, ChatRequest, Embedder, Embeddings, RerankCandidate, Reranker
+from rag import generate, hyde
+from rag.errors import Cancelled
+from rag.otlp import SpanRecord
+from rag.recorder import Recorder, SpanNote, stage_error
+from rag.routes import fuse
+from rag.store import Store
+from rag.trace import Tracing
+from rag.types import Answer, Event, Options, Outcome, Passage, Problem, Tokens
+
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """The language model's part of the settings; times in seconds."""
+
+    answer: str
+    hyde: str
+    temperature: float = 0.2
+    max_tokens: int = 512
+    hyde_max_tokens: int = 160
+    context_tokens: int = 6000
+    timeout: float = 120.0
+    hyde_model: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Clients:
+    """What the path calls. `chat` None means that answers are quoted, `reranker` None that the fused order stands."""
+
+    embedder: Embedder
+    reranker: Reranker | None
+    chat: ChatModel | None
+    store: Store
+    tracing: Tracing
+    prompts: Prompts
+    fingerprint: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """How a caller ends a query early: a token to set, a deadline (`time.monotonic()` seconds), a trace to join."""
+
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    deadline: float | None = None
+    remote_parent: str | None = None
+
+    def check(self) -> None:
+        """Raises Cancelled when the caller gave up, TimeoutError past the deadline."""
+        if self.cancelled.is_set():
+            raise Cancelled("the query was cancelled")
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            raise TimeoutError("the query's time limit (query.deadline_seconds) passed")
+
+    def timeout(self, wanted: float) -> float:
+        """Seconds that a call may take: what it wants, or what is left until the deadline."""
+        return wanted if self.deadline is None else max(0.001, min(wanted, self.deadline - time.monotonic()))
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A query at its end: the answer and the spans it left."""
+
+    answer: Answer
+    spans: list[SpanRecord]
+
+
+Events = Generator[Event, None, None]
+Work = Generator[Event, None, Finished]
+
+
+def answer(question: str, options: Options, clients: Clients, control: Control | None = None) -> Work:
+    """Run the path. Yields `stage_started`, `stage_finished`, `passages`, `prompt`, `token`; returns the Finished query.
+
+    Never raises for a query that fails or is cancelled: that is an Answer with its outcome and error.
+    """
+    control = control or Control()
+    with clients.tracing.query(question, control.remote_parent) as trace:
+        run = _Run(question, options, clients, control, Recorder(trace))
+        outcome, error = yield from run.path()
+        result = run.answer(outcome, error)
+        return Finished(result, trace.finish(result))
+
+
+class _Run:
+    """One query on its way: each method is one stage, called in order by `path`."""
+
+    def __init__(self, question: str, options: Options, clients: Clients, control: Control, recorder: Recorder) -> None:
+        self.question, self.options, self.clients, self.control = question, options, clients, control
+        self.stages = recorder
+        self.collection = ""
+        self.vector: NDArray[np.float32] | None = None
+        self.sparse: Mapping[int, float] | None = None
+        self.candidates: tuple[Passage, ...] = ()
+        self.searched = False
+        self.kept: tuple[Passage, ...] = ()
+        self.prompt: tuple[Mapping[str, str], ...] = ()
+        self.hyde_text: str | None = None
+        self.text = ""
+        self.first_token: float | None = None
+        self.ttft: float | None = None
+        self.tokens = Tokens()
+        self.finish_reason: str | None = None
+
+    def path(self) -> Generator[Event, None, tuple[Outcome, Problem | None]]:
+        try:
+            yield from self.cache()
+            yield from self.embed_question()
+            yield from self.hyde()
+            if not self.searched:
+                yield from self.search()
+            yield from self.rerank()
+            yield from self.generate()
+        except Cancelled as stop:
+            return "cancelled", Problem(self.stages.current, "internal", str(stop), None, "Ask again when you like.")
+        except Exception as problem:
+            failure = stage_error(self.stages.current or "query", problem)
+            if failure.kind == "internal":
+                log.exception("the query failed in stage %s", failure.stage)
+            return "failed", Problem(failure.stage, failure.kind, failure.message, failure.address, failure.next_step)
+        return ("answered" if self.kept else "no_documents"), None
+
+    # 1) cache
+
+    def cache(self) -> Events:
+        reason = "bypassed by the caller" if self.options.caches == "bypass" else "no semantic cache is set up"
+        yield self.stages.skip("cache", reason, hit=False)
+
+    # 2) embed
+
+    def embed_question(self) -> Events:
+        embeddings = yield from self._embed("embed the question", self.question)
+        self.vector = embeddings.dense[0]
+        self.sparse = embeddings.sparse[0] if embeddings.sparse else None
+        if embeddings.truncated:
+            self.stages.degrade("embed", "the question is longer than the embedder takes and was cut")
+
+    def _embed(self, label: str, text: str) -> Generator[Event, None, Embeddings]:
+        self.control.check()
+        yield self.stages.started("embed")
+        embedder = self.clients.embedder
+        with self.stages.span("embed", label) as note:
+            embeddings = embedder.embed([text], "query", priority=1, deadline=self.control.deadline)
+            info = embedder.info
+            note.describe(info, f"embeddings {info.name}")
+            note.timing = embeddings.timing
+            note.handle.set(dimensions=info.dimension, input_tokens=embeddings.tokens)
+        yield self.stages.finished("embed")
+        return embeddings
+
+    # 3) hyde: skipped for a reason, or a hypothetical answer whose vector joins the question's
+
+    def hyde(self) -> Events:
+        reason = hyde.skip_before_search(self.options.hyde, self.question, self.clients.chat is not None)
+        if reason is None and self.options.hyde == "auto":
+            yield from self.search()
+            best = max((score for item in self.candidates if (score := item.scores.get("dense")) is not None), default=None)
+            reason = hyde.skip_after_search(best) if self.candidates else "the collection is empty"
+        if reason is not None:
+            yield self.stages.skip("hyde", reason)
+            return
+        yield from self._write_hypothesis()
+        if self.hyde_text and self.vector is not None:
+            hypothesis = yield from self._embed("embed the hypothesis", self.hyde_text)
+            self.vector = hyde.blend(self.vector, hypothesis.dense[0])
+            self.searched = False
+
+    def _write_hypothesis(self) -> Events:
+        chat, prompts = self.clients.chat, self.clients.prompts
+        assert chat is not None
+        self.control.check()
+        yield self.stages.started("hyde")
+        content = prompts.hyde.replace("{question}", self.question)
+        # temperature 0 keeps the hypothesis, and with it the search, repeatable
+        request = ChatRequest(
+            ({"role": "user", "content": content},),
+            prompts.hyde_max_tokens,
+            temperature=0.0,
+            thinking=False,
+            model=prompts.hyde_model,
+            timeout=self.control.timeout(prompts.timeout),
+        )
+        texts: list[str] = []
+        with self.stages.span("hyde", "write a hypothetical answer", can_degrade=True) as note:
+            for piece in self._stream(chat, request, note):
+                texts.append(piece)
+        self.hyde_text = "".join(texts).strip() or None
+        if self.hyde_text is None and not self.stages.degraded("hyde"):
+            self.stages.degrade("hyde", "the language model wrote nothing; the question alone was searched")
+        yield self.stages.finished("hyde")
+
+    # 4) search
+
+    def search(self) -> Events:
+        self.control.check()
+        yield self.stages.started("search")
+        store, limit = self.clients.store, self.options.candidates
+        complete = bool(self._reranker() and self.clients.reranker and self.clients.reranker.info.uses_route_scores)
+        with self.stages.span("search", "dense and sparse, fused", top_k=limit) as note:
+            note.where, note.address = ("in-process", None) if store.embedded else ("http", store.address)
+            self.collection = store.use(self.clients.embedder.info, self.options.collection)
+            note.rename(f"retrieval {self.collection}", collection=self.collection, model=None)
+            found = store.search(
+                self.collection,
+                self.vector,
+                self.question,
+                limit,
+                sparse=self.sparse,
+                complete=complete,
+                timeout=self.control.timeout(60.0),
+            )
+            note.network(store.round_trip_seconds, found.round_trips)
+            self.candidates = fuse(found, limit)
+        self.searched = True
+        yield self.stages.finished("search")
+
+    # 5) rerank
+
+    def _reranker(self) -> bool:
+        return self.options.rerank and self.clients.reranker is not None
+
+    def rerank(self) -> Events:
+        keep = self.options.keep
+        reranker = self.clients.reranker
+        if not self.candidates or not self._reranker() or reranker is None:
+            reason = "no candidates" if not self.candidates else "switched off"
+            yield self.stages.skip("rerank", reason)
+            self._keep(self.candidates[:keep])
+        else:
+            yield from self._score(reranker)
+        yield {"type": "passages", "passages": [_passage_json(passage) for passage in self.candidates]}
+
+    def _score(self, reranker: Reranker) -> Events:
+        self.control.check()
+        yield self.stages.started("rerank")
+        texts = [RerankCandidate(item.text, item.scores.get("dense"), item.scores.get("sparse")) for item in self.candidates]
+        ordered = self.candidates
+        with self.stages.span("rerank", "score the candidates", can_degrade=True, top_k=self.options.keep) as note:
+            info = reranker.info
+            note.describe(info, f"rerank {info.name}")
+            note.handle.set(query=self.question)
+            scores = reranker.score(self.question, texts, deadline=self.control.deadline)
+            note.timing = scores.timing
+            order = sorted(range(len(texts)), key=lambda index: (-float(scores.values[index]), index))
+            ordered = tuple(
+                self.candidates[index].with_route("rerank", rank, float(scores.values[index])) for rank, index in enumerate(order, 1)
+            )
+        self.candidates = ordered
+        self._keep(ordered[: self.options.keep])
+        yield self.stages.finished("rerank")
+
+    def _keep(self, kept: tuple[Passage, ...]) -> None:
+        self.kept = tuple(replace(passage, kept=True) for passage in kept)
+        self.candidates = (*self.kept, *self.candidates[len(kept) :])
+
+    # 6) generate
+
+    def generate(self) -> Events:
+        if not self.kept:
+            self.text = generate.NO_DOCUMENTS
+            yield self.stages.skip("generate", "no passages to answer from")
+            yield {"type": "token", "text": self.text}
+            return
+        self.control.check()
+        yield self.stages.started("generate")
+        chat = self.clients.chat
+        pieces = self._quote() if chat is None else self._chat(chat)
+        for piece in pieces:
+            self.text += piece
+            yield {"type": "token", "text": piece}
+            if self.control.cancelled.is_set():
+                pieces.close()
+                raise Cancelled("the query was cancelled while it was answered")
+        self.text = self.text.strip()
+        yield {"type": "prompt", "prompt": [dict(message) for message in self.prompt]}
+        yield self.stages.finished("generate")
+
+    def _quote(self) -> Generator[str, None, None]:
+        with self.stages.span("generate", "quote the best sentences") as note:
+            note.rename("chat extractive", model="extractive")
+            note.where, note.device, note.model = "in-process", "cpu", "extractive (no language model configured)"
+            started = self.stages.elapsed()
+            for sentence in generate.extract(self.question, self.kept):
+                if self.first_token is None:
+                    self._mark_first(note, started)
+                yield f"{sentence}\n\n"
+            note.compute = self.stages.elapsed() - started
+            self.finish_reason = "stop"
+
+    def _chat(self, chat: ChatModel) -> Generator[str, None, None]:
+        prompts = self.clients.prompts
+        self.prompt, fitted = generate.prompt(prompts.answer, self.question, self.kept, prompts.context_tokens)
+        if fitted < len(self.kept):
+            self.stages.degrade("generate", f"{fitted} of {len(self.kept)} passages fit into llm.context_tokens")
+        timeout = self.control.timeout(prompts.timeout)
+        request = ChatRequest(self.prompt, prompts.max_tokens, prompts.temperature, model=self.options.model, timeout=timeout)
+        with self.stages.span("generate", "stream the answer") as note:
+            yield from self._stream(chat, request, note, is_answer=True)
+
+    def _mark_first(self, note: SpanNote, started: float) -> None:
+        self.first_token = self.stages.elapsed()
+        self.ttft = self.first_token - started
+        note.handle.first_token()
+
+    def _stream(self, chat: ChatModel, request: ChatRequest, note: SpanNote, *, is_answer: bool = False) -> Generator[str, None, None]:
+        """The answer text of one completion as it comes, reasoning left out; fills the span with what is learnt of it."""
+        note.describe(chat.info, "")
+        note.handle.set(stream=True, max_tokens=request.max_tokens, temperature=request.temperature)
+        request = replace(request, headers={"traceparent": note.handle.traceparent()})
+        think = generate.ThinkFilter()
+        started = self.stages.elapsed()
+        first: float | None = None
+        tokens, finish = Tokens(), None
+        for delta in chat.stream(request):
+            self.control.check()
+            text, _ = think.feed(delta.text)
+            finish = delta.finish_reason or finish
+            if delta.prompt_tokens is not None:
+                tokens = Tokens(delta.prompt_tokens, delta.completion_tokens)
+            note.timing = delta.timing or note.timing
+            if text:
+                if first is None:
+                    first = self.stages.elapsed()
+                    if is_answer:
+                        self._mark_first(note, started)
+                yield text
+        if rest := think.rest():
+            yield rest
+        ended = self.stages.elapsed()
+        info = chat.info
+        note.describe(info, f"chat {request.model or info.name}")
+        note.compute = ended - started
+        note.handle.set(input_tokens=tokens.prompt, output_tokens=tokens.completion, finish_reasons=finish)
+        if is_answer:
+            self.tokens = replace(tokens, per_second=_rate(tokens.completion, first, ended))
+            self.finish_reason = finish
+            if finish == "length":
+                self.stages.degrade("generate", f"the answer was cut at llm.max_tokens ({request.max_tokens})")
+
+    # 7) the answer
+
+    def answer(self, outcome: Outcome, error: Problem | None) -> Answer:
+        trace = self.stages.trace
+        return Answer(
+            id=trace.id,
+            question=self.question,
+            started_at=trace.started_at,
+            outcome=outcome,
+            error=error,
+            answer=self.text,
+            citations=generate.citations(self.text, self.kept),
+            passages=self.candidates,
+            stages=self.stages.all(),
+            timeline=self.stages.timeline,
+            total_seconds=trace.elapsed(),
+            ttft_seconds=self.ttft,
+            first_token_seconds=self.first_token,
+            tokens=self.tokens,
+            options=self.options,
+            fingerprint={**self.clients.fingerprint, "models": self.stages.models()},
+            prompt=self.prompt,
+            hyde_text=self.hyde_text,
+            finish_reason=self.finish_reason,
+        )
+
+
+def _rate(completion: int | None, first: float | None, ended: float) -> float | None:
+    """Tokens a second after the first: the decode rate, without the wait for the first token."""
+    if completion is None or first is None or completion < 2 or ended <= first:
+        return None
+    return (completion - 1) / (ended - first)
+
+
+def _passage_json(passage: Passage) -> dict[str, Any]:
+    return {
+        "id": passage.id,
+        "text": passage.text,
+        "source": passage.source,
+        "title": passage.title,
+        "location": passage.location,
+        "language": passage.language,
+        "document_id": passage.document_id,
+        "kept": passage.kept,
+        "ranks": dict(passage.ranks),
+        "scores": dict(passage.scores),
+    }
+

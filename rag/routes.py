@@ -1,0 +1,167 @@
+"""The two search routes of one query, dense and sparse, and their fusion. Speaks to a Milvus client that it is given."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rag.types import Passage
+
+RRF_K = 60  # Cormack, Clarke & Büttcher 2009
+PASSAGE_FIELDS = ["text", "source", "title", "location", "language", "document_id"]
+
+
+def literal(value: str | list[str]) -> str:
+    """A string or list as Milvus's expression language takes it: quoted as in JSON, but without \\u escapes."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+@dataclass(frozen=True, slots=True)
+class FieldMapping:
+    """How an existing collection, filled by somebody else, is read: which field is what, and the metrics of its indexes."""
+
+    collection: str
+    text_field: str
+    dense_field: str | None = None
+    sparse_field: str | None = None
+    source_field: str | None = None
+    title_field: str | None = None
+    location_field: str | None = None
+    dense_metric: str = "COSINE"
+    sparse_metric: str = "IP"
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One passage found by a route: raw score, higher is better."""
+
+    id: str
+    score: float
+    fields: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the search brought: hits of each route, best first, and completed scores of candidates the route missed.
+
+    `round_trips` counts the sequential calls made, for the network estimate.
+    """
+
+    dense: tuple[Hit, ...]
+    sparse: tuple[Hit, ...]
+    completed: Mapping[str, Mapping[str, float]]
+    round_trips: int
+
+
+class Routes:
+    """The two searches of one query against one collection, in its own field names."""
+
+    def __init__(
+        self,
+        client: Any,
+        name: str,
+        mapping: FieldMapping | None,
+        vector: NDArray[np.float32] | None,
+        text: str,
+        sparse: Mapping[int, float] | None,
+        timeout: float,
+    ) -> None:
+        self._client, self._name, self._timeout = client, name, timeout
+        self._vector, self._text, self._sparse = vector, text, sparse
+        self._mapping = mapping
+        self._fields = PASSAGE_FIELDS if mapping is None else _mapped_fields(mapping)
+        self._dense_field = "dense" if mapping is None else mapping.dense_field
+        self._sparse_field = "sparse" if mapping is None else mapping.sparse_field
+        self._dense_metric = "COSINE" if mapping is None else mapping.dense_metric
+
+    def dense(self, limit: int, ids: Sequence[str] | None = None) -> tuple[Hit, ...]:
+        if self._vector is None or self._dense_field is None or limit == 0:
+            return ()
+        sign = -1.0 if self._dense_metric == "L2" else 1.0  # a distance: smaller is better
+        return self._hits(self._dense_field, self._vector.tolist(), limit, ids, sign)
+
+    def sparse(self, limit: int, ids: Sequence[str] | None = None) -> tuple[Hit, ...]:
+        if self._sparse_field is None or limit == 0:
+            return ()
+        by_text = self._sparse is None
+        if self._mapping is not None and by_text and self._mapping.sparse_metric != "BM25":
+            return ()  # the collection wants learned weights that this embedder does not make
+        if not by_text and not self._sparse or by_text and not re.search(r"\w", self._text):
+            return ()
+        hits = self._hits(self._sparse_field, self._text if by_text else dict(self._sparse or {}), limit, ids, 1.0)
+        # Milvus Lite 3.2 gives BM25 as a negative distance, the server as a positive score; no BM25 score is below 0
+        return tuple(Hit(hit.id, abs(hit.score), hit.fields) for hit in hits) if by_text else hits
+
+    def _hits(self, field: str, data: Any, limit: int, ids: Sequence[str] | None, sign: float) -> tuple[Hit, ...]:
+        expression = f"id in {literal(list(ids))}" if ids is not None else ""
+        rows = self._client.search(
+            self._name,
+            data=[data],
+            anns_field=field,
+            limit=limit,
+            filter=expression,
+            output_fields=[] if ids is not None else self._fields,
+            timeout=self._timeout,
+        )[0]
+        return tuple(Hit(_primary_key(row), sign * float(row["distance"]), self._named(row.get("entity") or {})) for row in rows)
+
+    def _named(self, entity: Mapping[str, Any]) -> dict[str, Any]:
+        mapping = self._mapping
+        if mapping is None:
+            return dict(entity)
+        source = str(entity.get(mapping.source_field, "")) if mapping.source_field else mapping.collection
+        return {
+            "text": str(entity.get(mapping.text_field, "")),
+            "source": source,
+            "title": str(entity.get(mapping.title_field, "")) if mapping.title_field else source,
+            "location": str(entity.get(mapping.location_field, "")) if mapping.location_field else None,
+        }
+
+
+def _primary_key(row: Mapping[str, Any]) -> str:
+    if "id" in row:
+        return str(row["id"])
+    return str(next(value for key, value in row.items() if key not in ("distance", "entity")))
+
+
+def _mapped_fields(mapping: FieldMapping) -> list[str]:
+    fields = (mapping.text_field, mapping.source_field, mapping.title_field, mapping.location_field)
+    return [field for field in fields if field]
+
+
+def fuse(found: Found, limit: int) -> tuple[Passage, ...]:
+    """Candidates by reciprocal rank fusion, sum of 1 / (60 + rank) over the routes, best first, at most `limit`.
+
+    Each keeps its rank and raw score by route; a rank is None where the route did not find it.
+    """
+    hits = {hit.id: hit for hit in (*found.sparse, *found.dense)}
+    ranks = {route: {hit.id: rank for rank, hit in enumerate(getattr(found, route), 1)} for route in ("dense", "sparse")}
+    scores = {
+        route: {**found.completed[route], **{hit.id: hit.score for hit in getattr(found, route)}} for route in ("dense", "sparse")
+    }
+    fused = {key: sum(1 / (RRF_K + ranked[key]) for ranked in ranks.values() if key in ranked) for key in hits}
+    best = sorted(hits, key=lambda key: (-fused[key], ranks["dense"].get(key, limit + 1), key))[:limit]
+    return tuple(_passage(hits[key], ranks, scores, rank, fused[key]) for rank, key in enumerate(best, 1))
+
+
+def _passage(
+    hit: Hit, ranks: Mapping[str, Mapping[str, int]], scores: Mapping[str, Mapping[str, float]], rank: int, fused: float
+) -> Passage:
+    fields = hit.fields
+    return Passage(
+        id=hit.id,
+        text=str(fields.get("text", "")),
+        source=str(fields.get("source", "")),
+        title=str(fields.get("title", "")),
+        location=fields.get("location") or None,
+        language=fields.get("language") or None,
+        document_id=fields.get("document_id") or None,
+        ranks={"dense": ranks["dense"].get(hit.id), "sparse": ranks["sparse"].get(hit.id), "fused": rank, "rerank": None},
+        scores={"dense": scores["dense"].get(hit.id), "sparse": scores["sparse"].get(hit.id), "fused": fused, "rerank": None},
+    )

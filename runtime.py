@@ -1,0 +1,338 @@
+"""What lives as long as the process: settings, models, store, traces, jobs. Built once, started and stopped by the app.
+
+`get()` builds it once also without the app's lifespan (tests, commands). Pages, the API and the command line all ask queries
+through `submit_query`, so that every query is a job with a trace.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import threading
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from gpu_server import makers
+from gpu_server.interfaces import ChatModel
+from gpu_server.model_pool import ModelPool, PooledEmbedder, PooledReranker, SlotStatus
+from jobs import Job, Jobs, JobsFull
+from library import IngestSummary, Knowledge, Library
+from rag.errors import RagError
+from rag.query import Clients, Control, Prompts, answer
+from rag.routes import FieldMapping
+from rag.store import Store
+from rag.trace import Tracing
+from rag.trace_store import TraceStore
+from rag.types import Answer, Event, Options, Problem
+from settings import Settings, load
+
+VERSION = "0.1.0"
+ROOT = Path(__file__).parent
+SAMPLES = ROOT / "samples" / "field-guide"
+
+log = logging.getLogger("ragdeck")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatus:
+    """A model as the pages show it; seconds are None until measured. State `off` is a model that is not configured."""
+
+    kind: str
+    name: str
+    state: str
+    device: str | None = None
+    precision: str | None = None
+    load_seconds: float | None = None
+    first_run_seconds: float | None = None
+    runs: int = 0
+    note: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What the process has ready. `store` is why the passage store cannot be used, None when it can (or is not open yet)."""
+
+    version: str
+    models: tuple[ModelStatus, ...]
+    llm: str
+    store: Problem | None
+    store_open: bool
+    warming: bool
+    sample_job: Job[IngestSummary] | None
+
+
+class Runtime:
+    """One process's RAG Deck. Thread-safe."""
+
+    def __init__(self, settings: Settings, url: str | None = None) -> None:
+        """`url` is where this process serves, told to other processes that find the embedded store held."""
+        self.settings = settings
+        self.url = url
+        _export_offline(settings)
+        self.jobs = Jobs(limits={"query": settings.query.max_running})
+        self.traces = TraceStore(settings.data_dir / "traces.db", capture_content=settings.traces.capture_content)
+        self._tracing = Tracing(exporter=_exporter(settings), capture_content=settings.traces.capture_content, version=VERSION)
+        self.pool = ModelPool()
+        self._embedder, self._reranker, self._local_chat = _models(settings, self.pool)
+        self._chat = self._local_chat or _remote_chat(settings)
+        self.store = _store(settings, url)
+        self.library = Library(settings, self.store, self._embedder, self.jobs, SAMPLES)
+        self._warm = threading.Event()
+        self._started = False
+        self._stopped = False
+        self._lock = threading.Lock()
+
+    # 1) start and stop
+
+    def start(self) -> None:
+        """Load and warm the models, open the store and fill an empty one with the samples, all in the background. Once."""
+        with self._lock:
+            if self._started:
+                return
+            self._started = True
+        threading.Thread(target=self._prepare, name="warm-up", daemon=True).start()
+
+    def _prepare(self) -> None:
+        try:
+            if self.settings.models.preload:
+                self.pool.warm_up()
+            self.library.prepare()
+            if self._chat is not None and self._local_chat is None:
+                self._greet(self._chat)
+        finally:
+            gc.collect()
+            gc.freeze()  # the models' objects are never garbage: later collections need not look at them
+            self._warm.set()
+
+    def _greet(self, chat: Any) -> None:
+        try:
+            chat.model()
+        except RagError as problem:
+            log.warning("the language model at %s: %s. %s", problem.address, problem.message, problem.next_step)
+
+    def wait_warm(self, timeout: float | None = None) -> bool:
+        """Wait until models are warm and the store is open; False when `timeout` seconds passed first."""
+        return self._warm.wait(timeout)
+
+    def stop(self) -> None:
+        """End the jobs, write what is pending, close the stores. Once."""
+        with self._lock:
+            if self._stopped:
+                return
+            self._stopped = True
+        if not self.jobs.stop(10.0):
+            log.warning("some jobs did not end within 10 s")
+        self.store.close()
+        if not self.traces.close():
+            log.error("not every trace could be written: %s", self.traces.health())
+        self._tracing.shutdown()
+
+    # 2) queries
+
+    def submit_query(self, question: str, options: Options | None = None, *, remote_parent: str | None = None) -> Job[Answer]:
+        """Ask. Raises RagError bad_input for a question or options that cannot be, overloaded when too many queries run."""
+        options = checked(options or self.default_options(), question, self.settings)
+
+        def work(job: Job[Answer]) -> Generator[Event, None, Answer]:
+            control = Control(job.cancelled, job.deadline, remote_parent)
+            done = yield from answer(question, options, self._clients(), control)
+            self.traces.save(done.answer, done.spans)
+            kind = "failed" if done.answer.outcome == "failed" else "finished"
+            yield {"type": kind, "answer": done.answer.to_json()}
+            return done.answer
+
+        try:
+            return self.jobs.submit("query", question[:200], work, self.settings.query.deadline_seconds)
+        except JobsFull as full:
+            raise RagError(str(full), kind="overloaded", next_step="Wait for one to end, or raise query.max_running.") from None
+
+    def default_options(self) -> Options:
+        """What the settings say where a caller says nothing."""
+        settings = self.settings
+        return Options(
+            hyde=settings.llm.default_hyde,
+            candidates=settings.reranker.top_k,
+            keep=settings.reranker.return_k,
+            rerank=settings.reranker.enabled,
+        )
+
+    def _clients(self) -> Clients:
+        settings = self.settings
+        return Clients(
+            embedder=self._embedder,
+            reranker=self._reranker,
+            chat=self._chat,
+            store=self.store,
+            tracing=self._tracing,
+            prompts=Prompts(
+                answer=settings.llm.answer_prompt,
+                hyde=settings.llm.hyde_prompt,
+                temperature=settings.llm.temperature,
+                max_tokens=settings.llm.max_tokens,
+                hyde_max_tokens=settings.llm.hyde_max_tokens,
+                context_tokens=settings.llm.context_tokens,
+                timeout=settings.llm.timeout_seconds,
+                hyde_model=settings.llm.hyde_model,
+            ),
+            fingerprint={"version": VERSION, "settings": settings.fingerprint()},
+        )
+
+    # 3) documents
+
+    def submit_ingest(self, paths: Sequence[Path], collection: str | None = None, label: str | None = None) -> Job[IngestSummary]:
+        """Ingest files and folders as a job; see `library.Library.submit`."""
+        return self.library.submit(paths, collection, label)
+
+    def remove_document(self, document_id: str, collection: str | None = None) -> int:
+        """Delete a document's passages; returns how many."""
+        return self.library.remove(document_id, collection)
+
+    def knowledge(self) -> Knowledge:
+        return self.library.knowledge()
+
+    def save_upload(self, name: str, data: bytes) -> Path:
+        """Keep an uploaded file under the data folder, by its own name, for ingestion."""
+        return self.library.save_upload(name, data)
+
+    # 4) status
+
+    def status(self) -> Status:
+        return Status(
+            version=VERSION,
+            models=tuple(_model_status(slot) for slot in self.pool.status()),
+            llm=_llm_sentence(self.settings, self._chat),
+            store=self.library.problem,
+            store_open=self.library.open,
+            warming=self._started and not self._warm.is_set(),
+            sample_job=self.library.sample_job,
+        )
+
+
+def checked(options: Options, question: str, settings: Settings) -> Options:
+    """The options with `keep` at most `candidates`. Raises RagError bad_input that names the wrong value."""
+    problem = None
+    if not question.strip():
+        problem = ("the question is empty", "Type a question.")
+    elif len(question) > settings.query.max_question_chars:
+        limit = f"{settings.query.max_question_chars:,}"
+        problem = (f"the question has {len(question):,} characters; at most {limit} are taken", "Shorten it (query.max_question_chars).")
+    elif options.hyde not in ("off", "on", "auto"):
+        problem = (f"hyde is {options.hyde!r}", "Choose off, on or auto.")
+    elif options.caches not in ("use", "bypass", "refresh"):
+        problem = (f"caches is {options.caches!r}", "Choose use, bypass or refresh.")
+    elif not 1 <= options.candidates <= 1000:
+        problem = (f"candidates is {options.candidates}", "Choose 1 to 1000.")
+    elif not 1 <= options.keep <= 100:
+        problem = (f"keep is {options.keep}", "Choose 1 to 100.")
+    if problem:
+        raise RagError(problem[0], kind="bad_input", next_step=problem[1])
+    return replace(options, keep=min(options.keep, options.candidates))
+
+
+_current: Runtime | None = None
+_building = threading.Lock()
+
+
+def get(url: str | None = None) -> Runtime:
+    """The process's runtime, built from the settings at the first call. Raises SettingsError, RagError."""
+    global _current
+    with _building:
+        if _current is None:
+            _current = Runtime(load(), url)
+        return _current
+
+
+def shut_down() -> None:
+    """Stop the process's runtime, if there is one; the next `get` builds a new one."""
+    global _current
+    with _building:
+        running, _current = _current, None
+    if running is not None:
+        running.stop()
+
+
+def _export_offline(settings: Settings) -> None:
+    """transformers and huggingface_hub read only the environment: hand on what `.env` or the file says."""
+    offline = settings.offline
+    for name, wanted in (
+        ("HF_HUB_OFFLINE", offline.hf_hub_offline),
+        ("TRANSFORMERS_OFFLINE", offline.transformers_offline),
+        ("HF_DATASETS_OFFLINE", offline.hf_datasets_offline),
+    ):
+        if wanted:
+            os.environ[name] = "1"
+
+
+def _models(settings: Settings, pool: ModelPool) -> tuple[PooledEmbedder, PooledReranker | None, ChatModel | None]:
+    models = settings.models
+    try:
+        embedder = pool.add_embedder(models.embedder, makers.embedder(models.embedder, models.device, models.precision))
+        reranker = pool.add_reranker(models.reranker, makers.reranker(models.reranker)) if settings.reranker.enabled else None
+    except makers.UnknownModel as problem:
+        raise RagError(str(problem), kind="model", next_step="Change models.embedder or models.reranker in the settings.") from None
+    local = settings.llm.local_model
+    chat = pool.add_chat_model(local, makers.chat(local, models.device, models.precision)) if local else None
+    return embedder, reranker, chat
+
+
+def _remote_chat(settings: Settings) -> ChatModel | None:
+    llm = settings.llm
+    if not llm.base_url:
+        return None
+    from rag.chat import OpenAIChat
+
+    key = llm.api_key.get_secret_value() if llm.api_key else None
+    return OpenAIChat(llm.base_url, llm.model, key, llm.timeout_seconds)
+
+
+def _store(settings: Settings, url: str | None) -> Store:
+    milvus = settings.milvus
+    mapping = FieldMapping(**milvus.mapping.model_dump()) if milvus.mapping else None
+    return Store(
+        uri=milvus.uri,
+        data_dir=settings.data_dir,
+        collection=milvus.collection,
+        token=milvus.token.get_secret_value() if milvus.token else None,
+        timeout=milvus.timeout_seconds,
+        mapping=mapping,
+        url=url,
+    )
+
+
+def _exporter(settings: Settings) -> Any:
+    endpoint = settings.traces.otlp_endpoint
+    if not endpoint:
+        return None
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+    # OTEL_EXPORTER_OTLP_ENDPOINT names the base; the path of traces is ours to add
+    url = endpoint if endpoint.rstrip("/").endswith("/v1/traces") else f"{endpoint.rstrip('/')}/v1/traces"
+    return OTLPSpanExporter(endpoint=url, timeout=10)
+
+
+def _model_status(slot: SlotStatus) -> ModelStatus:
+    info = slot.info
+    return ModelStatus(
+        kind=slot.kind,
+        name=info.name if info else slot.name,
+        state=slot.state,
+        device=info.device if info else None,
+        precision=info.precision if info else None,
+        load_seconds=slot.load_seconds,
+        first_run_seconds=slot.first_run_seconds,
+        runs=slot.runs,
+        note=info.note if info else None,
+        error=slot.error,
+    )
+
+
+def _llm_sentence(settings: Settings, chat: ChatModel | None) -> str:
+    if settings.llm.local_model:
+        return f"Answers come from {settings.llm.local_model}, run in this process."
+    if chat is not None and settings.llm.base_url:
+        return f"Answers come from {settings.llm.model or 'the first model'} at {settings.llm.base_url}."
+    return "No language model is configured: answers quote the best sentences. Set VLLM_BASE_URL to have them written."

@@ -1,0 +1,98 @@
+"""Write docs/settings.md, dashboard.example.toml and .env.example from the settings themselves: `python scripts/settings_reference.py`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import tomli_w
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from settings import SECRETS, Row, Settings, reference
+
+INTRODUCTION = """\
+# Settings
+
+Made from the field descriptions in `_settings_models.py` by `python scripts/settings_reference.py`; a test fails when they differ.
+
+A value comes from the first of these that has one:
+
+1. the environment;
+2. `.env` beside `settings.py` (`${NAME}` is not expanded);
+3. `dashboard.toml` beside it, or the file that `RAGDECK_CONFIG` names;
+4. `edited.toml` in the data directory, which the pages write; it never holds a secret, and deleting it is safe;
+5. the default.
+
+An empty environment variable counts as unset. An empty text in a file unsets an optional setting. Relative paths start
+at the folder of `settings.py`. Unknown keys, and unknown variables that start with `RAGDECK_`, are refused with the
+nearest known name. Without `MILVUS_URI`, `MILVUS_HOST` and `MILVUS_PORT` (19530) make the Milvus address.
+"""
+OPENING = "# Copy to {name}. Every line shows a default or an example; remove the # in front of those you change.\n"
+
+
+def _default(row: Row) -> str:
+    if row.default is None:
+        return "unset"
+    if isinstance(row.default, str) and "\n" in row.default:
+        return "below"
+    if isinstance(row.default, tuple):
+        return "none"
+    return f"`{str(row.default).lower() if isinstance(row.default, bool) else row.default}`"
+
+
+def markdown() -> str:
+    """The text of docs/settings.md."""
+    parts, rows = [INTRODUCTION], reference()
+    for table in dict.fromkeys(row.key.rpartition(".")[0] for row in rows):
+        title = f"\n## `[{table}]`\n" if table else "\n## Places\n"
+        parts += [title, _about(table), "| key | environment | default | meaning |\n|---|---|---|---|\n"]
+        for row in rows:
+            if row.key.rpartition(".")[0] == table:
+                variable = f"`{row.variable}`" if row.variable else ""
+                secret = " Secret." if row.key in SECRETS else ""
+                parts.append(f"| `{row.key.rpartition('.')[2]}` | {variable} | {_default(row)} | {row.meaning}{secret} |\n")
+    for row in rows:
+        if isinstance(row.default, str) and "\n" in row.default:
+            parts.append(f"\n## Default of `{row.key}`\n\n```text\n{row.default}\n```\n")
+    return "".join(parts)
+
+
+def _about(table: str) -> str:
+    fields = Settings.model_fields
+    text = fields[table].annotation.__doc__ if table in fields and fields[table].annotation else None
+    return f"\n{text}\n\n" if text else "\n"
+
+
+def example_toml() -> str:
+    """The text of dashboard.example.toml: every key, commented out, with its default."""
+    parts, table = [OPENING.format(name="dashboard.toml") + "# Secrets are better kept in .env or the environment.\n"], ""
+    for row in reference()[2:]:
+        above, _, name = row.key.rpartition(".")
+        if above != table:
+            table = above
+            # A mapping without its required keys is an error, so its header stays a comment too.
+            parts.append(f"\n{'# ' if table == 'milvus.mapping' else ''}[{table}]\n")
+        value = "" if row.default in (None, "required") else list(row.default) if isinstance(row.default, tuple) else row.default
+        parts.append(f"# {row.meaning}\n# {tomli_w.dumps({name: value})}")
+    return "".join(parts)
+
+
+def example_env() -> str:
+    """The text of .env.example: every variable, commented out."""
+    parts = [OPENING.format(name=".env")]
+    for row in reference():
+        if row.variable:
+            default = str(row.default).lower() if isinstance(row.default, bool) else row.default
+            parts.append(f"\n# {row.meaning}\n# {row.variable}={default if default not in (None, ()) else ''}\n")
+    parts.append("\n# Used when MILVUS_URI is unset.\n# MILVUS_HOST=\n# MILVUS_PORT=19530\n")
+    parts.append("\n# Used for llm.api_key when VLLM_API_KEY is unset and VLLM_BASE_URL is set.\n# OPENAI_API_KEY=\n")
+    return "".join(parts)
+
+
+FILES = {"docs/settings.md": markdown, "dashboard.example.toml": example_toml, ".env.example": example_env}
+
+if __name__ == "__main__":
+    for name, text in FILES.items():
+        (ROOT / name).write_text(text(), encoding="utf-8")
