@@ -70,6 +70,7 @@ class Library:
     def __init__(self, settings: Settings, store: Store, embedder: Embedder, jobs: Jobs, samples: Path) -> None:
         self._settings, self._store, self._embedder, self._jobs, self._samples = settings, store, embedder, jobs, samples
         self.uploads = settings.data_dir / "uploads"
+        self._samples_done = settings.data_dir / "samples.done"
         self.problem: Problem | None = None
         self.open = False
         self.sample_job: Job[IngestSummary] | None = None
@@ -94,23 +95,26 @@ class Library:
 
     # 1) samples
 
+    def samples_wanted(self) -> bool:
+        """Whether the samples may still have to go in; known without opening store or models once they are."""
+        wanted = self._settings.ingest.sample_corpus and self._store.embedded and self._store.mapping is None
+        return wanted and self._samples.is_dir() and not self._samples_done.exists()
+
     def ensure_samples(self) -> Job[IngestSummary] | None:
         """Start the sample corpus's ingestion where it belongs: an embedded store that is empty, or whose first fill broke off.
 
         Never in a Milvus server, and not again after the user removed documents.
         """
         with self._sample_lock:
-            wanted = self._settings.ingest.sample_corpus and self._store.embedded and self._store.mapping is None
-            if self.sample_job is not None or not wanted or not self._samples.is_dir():
+            if self.sample_job is not None or not self.samples_wanted():
                 return self.sample_job
-            begun = self._settings.data_dir / "samples.begun"
-            done = self._settings.data_dir / "samples.done"
-            if done.exists() or not begun.exists() and self._store.count(self.collection()):
+            begun = self._samples_done.with_suffix(".begun")
+            if not begun.exists() and self._store.count(self.collection()):
+                self._samples_done.touch()  # the user's own documents came first
                 return None
             begun.touch()
-            job = self.submit([self._samples], label="sample corpus", after=done.touch, id_prefix="sample:")
-            self.sample_job = job
-            return job
+            self.sample_job = self.submit([self._samples], label="sample corpus", after=self._samples_done.touch, id_prefix="sample:")
+            return self.sample_job
 
     # 2) ingestion
 
@@ -148,7 +152,7 @@ class Library:
                 if event["type"] == "ingest_finished":
                     summary = event
                 yield event
-            if after is not None and not job.cancelled.is_set():
+            if after is not None and summary.get("outcome") == "finished":
                 after()
             return summary
 

@@ -13,6 +13,7 @@ from rag.types import PassageRow
 MAX_TEXT_BYTES = 60_000  # Milvus takes 65,535 in a VARCHAR
 BYTES_PER_TOKEN = 32  # no prose has so many; WordPiece counts any run of over 100 characters without a space as one token
 SMALL_TOKENS = 40
+WINDOW_CHARS = 200_000
 
 CountTokens = Callable[[str], int]
 
@@ -31,26 +32,39 @@ def split(
     Every word of the sections is in some passage. The id is made of document, content and position, so the same content
     gives the same ids. Raises ValueError unless 0 <= overlap_tokens < chunk_tokens, and whatever `count_tokens` raises.
     """
+    return list(passages(document, document_id, source, content_hash, count_tokens, chunk_tokens, overlap_tokens))
+
+
+def passages(
+    document: LoadedDocument,
+    document_id: str,
+    source: str,
+    content_hash: str,
+    count_tokens: CountTokens,
+    chunk_tokens: int = 220,
+    overlap_tokens: int = 32,
+) -> Iterator[PassageRow]:
+    """What `split` gives, one at a time: a 50 MB text takes minutes, and its first passages need not wait for the last."""
     if not 0 <= overlap_tokens < chunk_tokens:
         raise ValueError(f"overlap_tokens ({overlap_tokens}) must be less than chunk_tokens ({chunk_tokens}), and not negative")
     measure = _Measure(count_tokens, chunk_tokens)
-    rows: list[PassageRow] = []
-    for section in _gather(document.sections, measure, chunk_tokens):
-        for text in _pieces(section, measure, chunk_tokens, overlap_tokens):
-            rows.append(
-                PassageRow(
-                    id=hashlib.sha256(f"{document_id}{content_hash}{len(rows)}".encode()).hexdigest()[:32],
-                    document_id=document_id,
-                    content_hash=content_hash,
-                    position=len(rows),
-                    text=text,
-                    title=document.title,
-                    source=source,
-                    location=section.location,
-                    language=document.language,
-                )
-            )
-    return rows
+    texts = (
+        (section.location, text)
+        for section in _gather(document.sections, measure, chunk_tokens)
+        for text in _pieces(section, measure, chunk_tokens, overlap_tokens)
+    )
+    for position, (location, text) in enumerate(texts):
+        yield PassageRow(
+            id=hashlib.sha256(f"{document_id}{content_hash}{position}".encode()).hexdigest()[:32],
+            document_id=document_id,
+            content_hash=content_hash,
+            position=position,
+            text=text,
+            title=document.title,
+            source=source,
+            location=location,
+            language=document.language,
+        )
 
 
 @dataclass(slots=True)
@@ -86,14 +100,24 @@ class _Measure:
 def _pieces(section: Section, measure: _Measure, chunk_tokens: int, overlap_tokens: int) -> Iterator[str]:
     from semantic_text_splitter import MarkdownSplitter, TextSplitter
 
-    text = section.text.strip()
-    if measure(text) <= chunk_tokens:
-        chunks = [text]
-    else:
-        kind = MarkdownSplitter if section.kind == "markdown" else TextSplitter
-        chunks = kind.from_callback(measure, chunk_tokens, overlap=overlap_tokens, trim=True).chunks(text)
-    measure.check()
-    yield from (chunk for chunk in chunks if has_words(chunk))
+    kind = MarkdownSplitter if section.kind == "markdown" else TextSplitter
+    splitter = kind.from_callback(measure, chunk_tokens, overlap=overlap_tokens, trim=True)
+    for window in _windows(section.text):
+        chunks = [window] if measure(window) <= chunk_tokens else splitter.chunks(window)
+        measure.check()
+        yield from (chunk for chunk in chunks if has_words(chunk))
+
+
+def _windows(text: str) -> Iterator[str]:
+    """Stretches of at most WINDOW_CHARS, cut at a paragraph, line or word: what is split in one call cannot be interrupted."""
+    start = 0
+    while len(text) - start > WINDOW_CHARS:
+        end = start + WINDOW_CHARS
+        cuts = (text.rfind(mark, start + WINDOW_CHARS // 2, end) for mark in ("\n\n", "\n", " "))
+        end = next((cut for cut in cuts if cut > 0), end)
+        yield text[start:end].strip()
+        start = end
+    yield text[start:].strip()
 
 
 def _gather(sections: Sequence[Section], measure: _Measure, chunk_tokens: int) -> Iterator[Section]:
@@ -104,10 +128,10 @@ def _gather(sections: Sequence[Section], measure: _Measure, chunk_tokens: int) -
     held: Section | None = None
     first: str | None = None
     for section in sections:
-        if held is not None and held.kind == section.kind and section.kind in ("markdown", "html") and measure(held.text) < SMALL_TOKENS:
+        if held is not None and _joinable(held, section) and measure(held.text) < SMALL_TOKENS:
             heading = (section.location or "").split(SEPARATOR)[-1]
-            text = f"{held.text}\n\n{heading}\n\n{section.text}" if heading not in section.text else f"{held.text}\n\n{section.text}"
-            if measure(text) <= chunk_tokens:
+            texts = [held.text, section.text] if heading in section.text else [held.text, heading, section.text]
+            if measure(text := "\n\n".join(texts)) <= chunk_tokens:
                 held = Section(text, _span(first, section.location), section.kind)
                 continue
         if held is not None:
@@ -117,5 +141,9 @@ def _gather(sections: Sequence[Section], measure: _Measure, chunk_tokens: int) -
         yield held
 
 
+def _joinable(one: Section, other: Section) -> bool:
+    return one.kind == other.kind and one.kind in ("markdown", "html")  # a page number of a PDF stays exact
+
+
 def _span(first: str | None, last: str | None) -> str | None:
-    return f"{first} – {last}" if first and last and first != last else first or last
+    return f"{first} … {last}" if first and last and first != last else first or last

@@ -13,7 +13,7 @@ from rag.types import Citation, Passage
 NO_DOCUMENTS = "No relevant documents were found for this question."
 CITATION = re.compile(r"\[(\d{1,3})\]")
 # not before a digit or a small letter: "Art. 72" and "e.g. this" are no sentence ends
-SENTENCE = re.compile(r"(?<=[.!?…])\s+(?=[^\s\da-z.!?…])|\n+")
+SENTENCE = re.compile(r"(?<=[.!?…])\s+(?=[^\s\da-z.!?…])|\n\s*\n|\n(?=\s*[-*#>|\d])")
 QUOTED_SENTENCES = 4
 
 
@@ -122,7 +122,7 @@ def extract(question: str, passages: Sequence[Passage]) -> Iterator[str]:
 def _sentences(passages: Sequence[Passage]) -> Iterable[_Sentence]:
     for index, passage in enumerate(passages):
         for order, text in enumerate(SENTENCE.split(passage.text)):
-            text = re.sub(r"^[#>*\-\s|]+", "", text).strip()
+            text = " ".join(re.sub(r"^[#>*\-\s|]+", "", text).split())
             words = tuple(_words(text))
             if len(words) >= 4:
                 yield _Sentence(text[:600], words, index, order)

@@ -11,14 +11,14 @@ import logging
 import os
 import re
 import stat
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from rag.errors import RagError
+from rag.outlines import Outline, html_outline, markdown_outline
 
 LOADER_VERSION = 1  # part of every content hash: raise it when the same file would give other sections
 SUPPORTED = (".txt", ".md", ".markdown", ".html", ".htm", ".pdf")
@@ -27,18 +27,8 @@ SEPARATOR = " › "
 
 SectionKind = Literal["text", "markdown", "html", "pdf"]
 
-_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})(.*)")
-_ATX = re.compile(r" {0,3}(#{1,6})(?=[ \t]|$)")
-_SETEXT = re.compile(r" {0,3}(=+|-+)[ \t]*$")
-_NOT_PARAGRAPH = re.compile(r"\s*([-*+>|]|\d+[.)] )|\s*$| {4}|\t")
-_LINK = re.compile(r"!?\[([^\[\]\n]*)\]\([^()\n]*\)")
 _CONTROLS = bytes(set(range(32)) - set(b"\t\n\v\f\r\b\x1b"))
 _UNWANTED = dict.fromkeys([*(set(range(32)) - {9, 10}), *range(0x7F, 0xA0), 0xAD, 0xFEFF])
-_DROPPED_TAGS = ["script", "style", "nav", "noscript", "template", "svg", "iframe", "title"]
-_INLINE_TAGS = frozenset(
-    "a abbr acronym b bdi bdo big cite code data del dfn em font i img ins kbd label mark q ruby s samp small span strike strong"
-    " sub sup time tt u var wbr".split()
-)
 
 
 class LoadError(RagError):
@@ -50,7 +40,7 @@ class LoadError(RagError):
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A piece of a document that has one place in it. `location` is a page (`p. 3`) or a heading path, None where there is none."""
+    """A piece of a document with one place in it: `location` is a page (`p. 3`) or a heading path, None where there is none."""
 
     text: str
     location: str | None
@@ -120,6 +110,7 @@ class _Search:
         self._skipped: Counter[str] = Counter()
         self._examples: dict[str, str] = {}
         self._seen: set[Path] = set()
+        self._folders: set[Path] = set()
 
     def found(self) -> Found:
         skipped = tuple(Skipped(reason, count, self._examples[reason]) for reason, count in sorted(self._skipped.items()))
@@ -130,7 +121,7 @@ class _Search:
         try:
             mode = path.stat().st_mode
         except OSError as problem:
-            self._refused.append(FileProblem(printable(str(path)), f"{printable(str(path))}: {_os_cause(problem)}", _os_cure(problem)))
+            self._refuse(path, problem)
             return
         if stat.S_ISDIR(mode):
             self._add_folder(path)
@@ -148,34 +139,35 @@ class _Search:
     def _add_folder(self, root: Path) -> None:
         """Real files and folders first, links after them: a file that is reachable both ways keeps its real name."""
         label = root.resolve().name if root.name in ("", "..") else root.name
-        before, first = len(self._files), len(self._seen)
+        before, entries = len(self._files), 0
         todo, links = [root], list[Path]()
         while todo or links:
             folder = todo.pop() if todo else links.pop(0)
             if folder.is_dir():
                 for entry in self._entries(folder, links):
+                    entries += 1
                     if entry.is_dir():
                         todo.append(entry)
                     else:
                         self._consider(entry, _source(label, root, entry))
             else:
+                entries += 1
                 self._consider(folder, _source(label, root, folder))
         self._files[before:] = sorted(self._files[before:], key=lambda file: file.source)
-        if len(self._seen) == first:
-            self._skip("a folder without files", printable(str(root)))
+        if entries == 0:
+            self._skip("an empty folder", printable(str(root)))
 
     def _entries(self, folder: Path, links: list[Path]) -> list[Path]:
         """The folder's real, visible entries; its links go to `links`. A folder that was already walked has none."""
         try:
             real = folder.resolve()
-            if real in self._seen:
+            if real in self._folders:
                 return []
             entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
         except (OSError, RuntimeError) as problem:  # RuntimeError: resolve() on a loop of links
-            name = printable(str(folder))
-            self._refused.append(FileProblem(name, f"{name}: {_os_cause(problem)}", _os_cure(problem)))
+            self._refuse(folder, problem)
             return []
-        self._seen.add(real)
+        self._folders.add(real)
         links.extend(entry for entry in entries if entry.is_symlink())
         return [entry for entry in entries if not entry.is_symlink()]
 
@@ -186,6 +178,10 @@ class _Search:
             self._skip("a link that leads nowhere" if path.is_symlink() else "not a regular file", source)
         else:
             self._add_file(path, source)
+
+    def _refuse(self, path: Path, problem: Exception) -> None:
+        name = printable(str(path))
+        self._refused.append(FileProblem(name, f"{name}: {_os_cause(problem)}", _os_cure(problem)))
 
     def _skip(self, reason: str, source: str) -> None:
         self._skipped[reason] += 1
@@ -198,7 +194,8 @@ def _source(label: str, root: Path, path: Path) -> str:
 
 
 def _unsupported(path: Path) -> str:
-    return f"{printable(path.suffix.lower())} files are not supported" if path.suffix else "files without a suffix are not supported"
+    kind = printable(path.suffix.lower()) + " files" if path.suffix else "files without a suffix"
+    return f"{kind} are not supported"
 
 
 def printable(text: str) -> str:
@@ -217,7 +214,9 @@ def _os_cause(problem: Exception) -> str:
 def _os_cure(problem: Exception) -> str:
     if isinstance(problem, FileNotFoundError):
         return "Check the path; it is read on the machine where this runs."
-    return "Give the user who runs this the right to read it." if isinstance(problem, PermissionError) else "Copy it elsewhere and try again."
+    if isinstance(problem, PermissionError):
+        return "Give the user who runs this the right to read it."
+    return "Copy it elsewhere and try again."
 
 
 # 2) one file
@@ -260,7 +259,8 @@ def parse(data: bytes, path: Path) -> LoadedDocument:
     except LoadError:
         raise
     except Exception as problem:  # parsers of third parties fail in any way on broken files
-        raise LoadError(name, f"could not be parsed ({type(problem).__name__}: {problem})"[:500], "Repair or convert the file.") from problem
+        cause = f"could not be parsed ({type(problem).__name__}: {problem})"[:500]
+        raise LoadError(name, cause, "Repair or convert the file.") from problem
     cleaned = (Section(_clean(item.text), _short(item.location, 500) or None, item.kind) for item in parsed.sections)
     sections = tuple(item for item in cleaned if has_words(item.text))
     if not sections:
@@ -310,7 +310,7 @@ def detect_language(sections: Sequence[Section]) -> str | None:
 
 
 def decode(name: str, data: bytes, declared: str | None = None) -> tuple[str, tuple[str, ...]]:
-    """Text and notes: a BOM decides, then UTF-8, then `declared`, then a guess that is noted. Raises LoadError on binary content."""
+    """Text and notes: a BOM decides, then UTF-8, then `declared`, then a guess, noted. Raises LoadError on binary content."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         text = data.decode("utf-16", "replace")
         if "\0" not in text:  # UTF-32 and binary files share the first bytes
@@ -344,171 +344,29 @@ def _text(name: str, data: bytes) -> _Parsed:
     return _Parsed(None, [Section(text, None, "text")], notes)
 
 
-class _Outline:
-    """Collects text under headings; a section's location is its heading path without the document's title."""
-
-    def __init__(self, kind: SectionKind) -> None:
-        self._kind = kind
-        self._path: list[tuple[int, str]] = []
-        self._pieces: list[str] = []
-        self._sections: list[tuple[list[str], str]] = []
-        self._bare = False  # the last heading has no text of its own yet
-
-    def add(self, piece: str) -> None:
-        self._pieces.append(piece)
-
-    def heading(self, level: int, text: str) -> None:
-        self._close(level)
-        while self._path and self._path[-1][0] >= level:
-            self._path.pop()
-        self._path.append((level, text))
-        self._bare = True
-
-    def _close(self, level: int) -> None:
-        text = "".join(self._pieces).strip("\n")
-        self._pieces.clear()
-        if text.strip():
-            self._bare = False
-        elif self._bare and level <= self._path[-1][0]:
-            text = self._path[-1][1]  # a heading with nothing under it: its words are in no other section's location
-        if text.strip():
-            self._sections.append(([heading for _, heading in self._path], text))
-
-    def sections(self, title: str | None) -> list[Section]:
-        self._close(0)
-        found = []
-        for path, text in self._sections:
-            shown = path[1:] if path and title and path[0].casefold() == title.casefold() else path
-            found.append(Section(text, SEPARATOR.join(shown) or None, self._kind))
-        return found
-
-
-# 4) markdown
-
-
 def _markdown(name: str, data: bytes) -> _Parsed:
     text, notes = decode(name, data)
-    front_title, body = _front_matter(text.replace("\r\n", "\n").replace("\r", "\n"))
-    outline, title, fence, previous = _Outline("markdown"), None, "", ""
-    for line in [*body.split("\n"), ""]:
-        # a line is held back until the next one shows whether it is a heading (text over === or ---)
-        setext = None if fence or _NOT_PARAGRAPH.match(previous) or _ATX.match(previous) else _SETEXT.match(line)
-        if setext:
-            level, heading = (1 if setext[1][0] == "=" else 2), _plain(previous)
-            previous = ""
-        else:
-            outline.add(previous + "\n")
-            fence = _fence_after(fence, line)
-            atx = None if fence else _ATX.match(line)
-            level, heading = (len(atx[1]), _plain(_atx_text(line[atx.end() :]))) if atx else (0, "")
-            previous = "" if heading else line
-        if heading:
-            outline.heading(level, heading)
-            title = heading if title is None and level == 1 else title
-    outline.add(previous)
-    title = title or front_title
-    return _Parsed(title, outline.sections(title), notes)
-
-
-def _fence_after(fence: str, line: str) -> str:
-    """The open code fence after this line, "" when none is open."""
-    match = _FENCE.match(line)
-    if match is None:
-        return fence
-    if not fence:
-        return "" if match[1][0] == "`" and "`" in match[2] else match[1]
-    return "" if match[1].startswith(fence) and not match[2].strip() else fence
-
-
-def _atx_text(text: str) -> str:
-    text = text.strip()
-    without = text.rstrip("#")
-    return without.strip() if not without or without[-1] in " \t" else text
-
-
-def _plain(heading: str) -> str:
-    """A heading without links, emphasis, code marks and `{#anchor}`."""
-    heading = _LINK.sub(r"\1", heading.strip()[:500]).replace("**", "").replace("__", "").replace("`", "")
-    return heading.split(" {#")[0].strip()
-
-
-def _front_matter(text: str) -> tuple[str | None, str]:
-    """The YAML title and the text after the front matter. Only a block with a `key:` line is one; a rule is none."""
-    if not text.startswith("---\n"):
-        return None, text
-    end = re.compile(r"^(---|\.\.\.)[ \t]*$", re.MULTILINE).search(text, 4)
-    block = text[4 : end.start()] if end else ""
-    if end is None or not re.match(r"(#.*\n|\s*\n)*[\w-]+:(\s|$)", block):
-        return None, text
-    title = re.search(r"^title:[ \t]*(.+)$", block, re.MULTILINE)
-    return (title[1].strip().strip("\"'") or None) if title else None, text[end.end() :]
-
-
-# 5) HTML
+    return _outlined("markdown", markdown_outline(text.replace("\r\n", "\n").replace("\r", "\n")), notes)
 
 
 def _html(name: str, data: bytes) -> _Parsed:
-    from bs4 import BeautifulSoup
-    from bs4.exceptions import ParserRejectedMarkup
-
     declared = re.search(rb"charset\s*=\s*[\"']?\s*([\w-]+)", data[:2048], re.IGNORECASE)
     text, notes = decode(name, data, declared[1].decode("ascii") if declared else None)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # XHTML and markup without tags are both fine here
-            soup = BeautifulSoup(text, "html.parser")
-    except ParserRejectedMarkup as problem:
-        raise LoadError(name, f"is no HTML that can be parsed ({problem})", "Save the page again from a browser.") from problem
-    named = soup.title or soup.h1
-    title = _short(named.get_text(" "), 300) if named else None
-    for tag in soup.find_all(lambda tag: tag.name in _DROPPED_TAGS or tag.get("role") == "navigation"):
-        tag.extract()
-    main = soup.find("main")
-    root = main if main is not None and has_words(main.get_text()) else soup
-    return _Parsed(title, _html_sections(root, title), notes)
+    return _outlined("html", html_outline(text), notes)
 
 
-def _html_sections(root: Any, title: str | None) -> list[Section]:
-    outline, line, preformatted = _Outline("html"), list[str](), 0
-    for event, node in _walk(root):
-        if event == "text":
-            line.append(str(node) if preformatted else re.sub(r"\s+", " ", node))
-        elif node.name in ("td", "th"):
-            line.append(" | " if event == "open" and line else "")
-        elif node.name not in _INLINE_TAGS:
-            text = "".join(line)
-            text = text.strip("\n") if preformatted else re.sub(" +", " ", text).strip()
-            line.clear()
-            preformatted += {"open": 1, "close": -1}[event] if node.name == "pre" else 0
-            if re.fullmatch("h[1-6]", node.name) and event == "close" and text:
-                outline.heading(int(node.name[1]), _short(text, 300))
-            elif text:
-                outline.add(text + ("\n" if node.name in ("li", "tr", "br", "dt", "dd") else "\n\n"))
-    outline.add(re.sub(" +", " ", "".join(line)).strip())
-    return outline.sections(title)
+def _outlined(kind: SectionKind, outline: Outline, notes: tuple[str, ...]) -> _Parsed:
+    """Locations are heading paths without the document's title, which is shown beside them anyway."""
+    title = _short(outline.title, 300)
+    sections = []
+    for path, text in outline.sections:
+        headings = [_short(heading, 300) for heading in path]
+        shown = headings[1:] if headings and headings[0].casefold() == title.casefold() else headings
+        sections.append(Section(text, SEPARATOR.join(shown) or None, kind))
+    return _Parsed(title, sections, notes)
 
 
-def _walk(root: Any) -> Iterator[tuple[Literal["open", "text", "close"], Any]]:
-    """Tags and strings in document order, on a stack of our own: broken pages nest deeper than Python recurses."""
-    from bs4.element import PreformattedString, Tag
-
-    stack = [(root, iter(root.children))]
-    while stack:
-        parent, children = stack[-1]
-        for child in children:
-            if isinstance(child, Tag):
-                yield "open", child
-                stack.append((child, iter(child.children)))
-                break
-            if not isinstance(child, PreformattedString):  # comments, doctypes
-                yield "text", child
-        else:
-            stack.pop()
-            if parent is not root:
-                yield "close", parent
-
-
-# 6) PDF
+# 4) PDF
 
 
 def _pdf(name: str, data: bytes) -> _Parsed:
@@ -520,7 +378,8 @@ def _pdf(name: str, data: bytes) -> _Parsed:
         locked = reader.is_encrypted and not reader.decrypt("")  # many are encrypted only against editing: no password
         pages = 0 if locked else len(reader.pages)
     except Exception as problem:  # pypdf raises more than its own errors on broken files
-        raise LoadError(name, f"is a broken PDF ({problem})"[:500], "Open it in a viewer and save or print it again as PDF.") from problem
+        cause = f"is a broken PDF ({problem})"[:500]
+        raise LoadError(name, cause, "Open it in a viewer and save or print it again as PDF.") from problem
     if locked:
         raise LoadError(name, "is encrypted with a password", "Save a copy without the password and ingest that.")
     sections, empty, broken = [], 0, list[int]()
@@ -536,7 +395,7 @@ def _pdf(name: str, data: bytes) -> _Parsed:
             empty += 1
     if not sections:
         cause = f"none of its {pages} pages can be read" if broken else f"has no text on its {pages} pages, only images"
-        cure = "Print it again as PDF." if broken else "Run text recognition over it (for example ocrmypdf) and ingest the result."
+        cure = "Print it again as PDF." if broken else "Run text recognition over it (for example ocrmypdf) first."
         raise LoadError(name, cause, cure)
     notes = [f"pages that could not be read: {', '.join(map(str, broken))}"[:500]] if broken else []
     notes += [f"{empty} of {pages} pages have no text (images need text recognition)"] if empty else []

@@ -27,7 +27,6 @@ from rag.store import Store
 from rag.trace import Tracing
 from rag.types import Answer, Event, Options, Outcome, Passage, Problem, Tokens
 
-
 log = logging.getLogger(__name__)
 
 

@@ -58,6 +58,14 @@ class Found:
     completed: Mapping[str, Mapping[str, float]]
     round_trips: int
 
+    def cut(self, limit: int) -> Found:
+        """What a search for only `limit` hits a route would have brought; scores of the rest count as completed."""
+        completed = {
+            route: {**self.completed[route], **{hit.id: hit.score for hit in hits[limit:]}}
+            for route, hits in (("dense", self.dense), ("sparse", self.sparse))
+        }
+        return Found(self.dense[:limit], self.sparse[:limit], completed, self.round_trips)
+
 
 class Routes:
     """The two searches of one query against one collection, in its own field names."""

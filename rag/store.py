@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 DOCUMENT_FIELDS = ["document_id", "content_hash", "source", "title", "language", "passages", "ingested_at"]
 MAX_TEXT_BYTES = 65_535
+WRITE_BATCH = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,7 @@ class Store:
         logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it logs every failed attempt with a stack; we raise instead
         with self._mapped("connect"):
             if self.embedded:
+                logging.getLogger("grpc._server").setLevel(logging.CRITICAL)  # Lite answers some optional calls with a stack
                 Path(self.address).parent.mkdir(parents=True, exist_ok=True)
             client = MilvusClient(uri=self.address, token=self._token or "", timeout=self._timeout)
             if not self.embedded:
@@ -291,15 +293,30 @@ class Store:
         ingested_at: str,
     ) -> None:
         """Write a document's passages, its marker (position 0) last, then remove what an older content left behind."""
-        self._refuse_read_only()
         if not rows:
             return
-        data = [_entity(row, vectors[index], sparse[index] if sparse else None, len(rows), ingested_at) for index, row in enumerate(rows)]
+        last_first = [*range(1, len(rows)), 0]
+        ordered = [sparse[index] for index in last_first] if sparse else None
+        self.write_rows(name, [rows[index] for index in last_first], vectors[last_first], ordered, len(rows), ingested_at)
         document, content = literal(rows[0].document_id), literal(rows[0].content_hash)
-        with self._write_lock, self._mapped("write passages"):
-            for start in range(len(data) - 1, -1, -256):
-                self._client.upsert(name, data[max(0, start - 255) : start + 1], timeout=self._timeout)
+        with self._write_lock, self._mapped("remove old passages"):
             self._client.delete(name, filter=f"document_id == {document} and content_hash != {content}", timeout=self._timeout)
+
+    def write_rows(
+        self,
+        name: str,
+        rows: Sequence[PassageRow],
+        vectors: NDArray[np.float32],
+        sparse: Sequence[Mapping[int, float]] | None,
+        passages: int = 1,
+        ingested_at: str = "",
+    ) -> None:
+        """Upsert passages in the given order. `passages` and `ingested_at` go onto marker rows (position 0)."""
+        self._refuse_read_only()
+        data = [_entity(row, vectors[index], sparse[index] if sparse else None, passages, ingested_at) for index, row in enumerate(rows)]
+        with self._write_lock, self._mapped("write passages"):
+            for start in range(0, len(data), WRITE_BATCH):
+                self._client.upsert(name, data[start : start + WRITE_BATCH], timeout=self._timeout)
         self._unflushed[name] = self._unflushed.get(name, 0) + len(rows)
 
     def remove_document(self, name: str, document_id: str) -> int:

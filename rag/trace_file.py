@@ -76,7 +76,9 @@ def open_file(path: Path, *, wait_seconds: float = 1.0) -> sqlite3.Connection:
         try:
             return _opened(path)
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+            # errors that the sqlite3 module makes up itself have no code
+            busy = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+            if not busy or time.monotonic() > end:
                 raise
         time.sleep(0.05)
 

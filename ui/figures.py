@@ -105,7 +105,8 @@ def _row(name: str, bars: Sequence[Bar], stage: Stage | None, span: float, first
         mark = f'<i class="rd-mark" style="left:{_percent(first_token, span)}" title="{title}"></i>'
     track = "".join(_bar(bar, span) for bar in bars) + mark
     return (
-        f'<span class="rd-name{"" if bars else " rd-idle"}">{name}</span><div class="rd-track" style="{colour(name)}">{track}</div>'
+        f'<span class="rd-name{"" if bars else " rd-idle"}">{name}</span>'
+        f'<div class="rd-track" style="{colour(name)}">{track}</div>'
         f'<span class="rd-time">{_row_time(bars, stage)}</span>'
     )
 
@@ -177,7 +178,8 @@ def bump_chart(passages: Sequence[Passage], *, height: int = 260) -> str:
     rules = "".join(f'<b style="left:{x:.2f}%"></b>' for x in places.values())
     told = "; ".join(f"{passage.title}: {rank_line(passage)}" for passage in drawn if passage.kept)
     return (
-        f'<div class="rd rd-bump" role="img" aria-label="{escape(f"Ranks by route. {told}")}"><div class="rd-bump-cols">{heads}</div>'
+        f'<div class="rd rd-bump" role="img" aria-label="{escape(f"Ranks by route. {told}")}">'
+        f'<div class="rd-bump-cols">{heads}</div>'
         f'<div></div><div class="rd-bump-plot" style="height:{height}px">{rules}{"".join(lines)}{"".join(dots)}</div>'
         f'<div class="rd-bump-names">{names}</div></div>'
     )
@@ -251,9 +253,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], numeric: Iterable
     body = "".join(
         "<tr>" + "".join(f"<td{attribute(index)}>{cell}</td>" for index, cell in enumerate(row)) + "</tr>" for row in rows
     )
-    return (
-        f'<div class="rd rd-scroll"><table class="rd-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-    )
+    return f'<div class="rd rd-scroll"><table class="rd-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def timing_table(answer: Answer) -> str:
@@ -286,4 +286,11 @@ def _timing_row(stage: Stage, total: float) -> list[str]:
     ]
     share = percent(stage.seconds / total) if total else percent(None)
     note = " · ".join(note for note in notes if note)
-    return [name, seconds(stage.seconds), share, *split, escape(where), f'<span class="rd-plain" dir="auto">{escape(note)}</span>']
+    return [
+        name,
+        seconds(stage.seconds),
+        share,
+        *split,
+        escape(where),
+        f'<span class="rd-plain" dir="auto">{escape(note)}</span>',
+    ]

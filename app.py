@@ -1,0 +1,73 @@
+"""The dashboard: `streamlit run app.py`. Starts and stops the runtime, guards every route, mounts /api, hands over to ui/frame.py."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import streamlit as st
+from starlette.middleware import Middleware
+from streamlit import config
+
+import runtime
+from guard import Guard, Policy
+from rag import api
+from settings import Settings, SettingsError, load
+
+log = logging.getLogger("ragdeck")
+
+
+def policy(settings: Settings, host: str) -> Policy:
+    """The guard's rules from the settings; `host` is what the server binds."""
+    server = settings.server
+    token = server.token.get_secret_value() if server.token else None
+    return Policy(host, tuple(server.allowed_hosts), tuple(server.allowed_origins), token)
+
+
+def _policy() -> Policy:
+    """Wrong settings must not open the door: then only loopback gets in, to read what is wrong."""
+    host = config.get_option("server.address") or "0.0.0.0"
+    try:
+        return policy(load(), host)
+    except SettingsError:
+        return Policy("127.0.0.1")
+
+
+@asynccontextmanager
+async def lifespan(_: Any) -> AsyncIterator[None]:
+    """Runs once a process, before any browser comes."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    rules = _policy()
+    if not rules.loopback_only and rules.token is None:
+        log.warning("listening on %s without a token: anybody who reaches this port can read and ask; set RAGDECK_TOKEN", rules.host)
+    try:
+        running = runtime.get(f"http://127.0.0.1:{config.get_option('server.port')}")
+    except Exception as problem:  # the page shows what is wrong; a server that does not start shows nothing
+        log.error("the runtime could not be built: %s", problem)
+    else:
+        running.start()
+    yield
+    runtime.shut_down()
+
+
+app = st.App("ui/frame.py", lifespan=lifespan, routes=api.routes(runtime.get), middleware=[Middleware(Guard, policy=_policy())])
+
+
+def main() -> None:
+    """`python app.py`: run the server where the settings say. Wrong settings end it with what is wrong (exit code 2)."""
+    try:
+        server = load().server
+    except SettingsError as problem:
+        print(problem, file=sys.stderr)
+        sys.exit(2)
+    where = ["--server.address", server.host, "--server.port", str(server.port)]
+    os.execv(sys.executable, [sys.executable, "-m", "streamlit", "run", __file__, *where])
+
+
+if __name__ == "__main__":
+    main()

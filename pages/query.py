@@ -1,0 +1,64 @@
+"""Query: everything about one stored query, by `?id=`."""
+
+from __future__ import annotations
+
+import json
+
+import streamlit as st
+
+from rag.errors import RagError
+from ui import answer_view, ask_form, cards, figures
+from ui.cached import now, the_runtime, zone
+from ui.format import escape, parse_time, seconds, time_html
+from ui.links import page
+
+runtime = the_runtime()
+query_id = st.query_params.get("id", "")
+try:
+    answer = runtime.traces.get(query_id) if query_id else None
+    spans = runtime.traces.spans(query_id) if answer else []
+except RagError as error:
+    st.title("Query")
+    st.html(cards.note("critical", f"<strong>{escape(error.message)}</strong>", escape(error.next_step)))
+    st.stop()
+
+if answer is None:
+    st.title("Query")
+    said = f"There is no query with the id {query_id}." if query_id else "No query is chosen: the address has no ?id=."
+    st.html(cards.empty(said, "It may have been deleted, or belong to another data folder. Choose one from the list."))
+    st.page_link(page("queries"), label="All queries")
+    st.stop()
+
+st.html(f'<h1 class="rd-plain rd-question" dir="auto">{escape(answer.question or "Question not kept")}</h1>')
+when = time_html(parse_time(answer.started_at), now(), zone())
+fingerprint = " · ".join(f"{key} {value}" for key, value in answer.fingerprint.items() if isinstance(value, str))
+line = " · ".join(text for text in (when, escape(ask_form.summary(answer.options)), escape(fingerprint)) if text)
+st.html(f'<div class="rd rd-soft">{line}</div>')
+answer_view.render(answer, key="-query")
+
+with st.expander(f"Spans ({len(spans)})"):
+    if spans:
+        zero = min(span.start_unix_ns for span in spans)
+        rows = [
+            [
+                escape(span.name),
+                escape(span.stage or "–"),
+                seconds((span.start_unix_ns - zero) / 1e9),
+                seconds(span.seconds),
+                escape(span.status.lower() if span.status != "UNSET" else ""),
+                f'<span class="rd-soft rd-mono">{escape(span.span_id)}</span>',
+            ]
+            for span in sorted(spans, key=lambda span: span.start_unix_ns)
+        ]
+        st.html(figures.table(["Span", "Stage", "Starts after", "Took", "Status", "Id"], rows, numeric=(2, 3), wrap=(0,)))
+    else:
+        st.html(cards.empty("No spans were stored with this query."))
+raw = st.expander("Raw JSON", on_change="rerun", key="raw")
+if raw.open:
+    raw.code(json.dumps(answer.to_json(), ensure_ascii=False, indent=2), language=None, height=480)
+
+with st.container(horizontal=True):
+    if st.button("Ask again", help="Opens Ask with this question and these options.", disabled=not answer.question):
+        wanted = ask_form.to_url(answer.options, runtime.default_options())
+        st.switch_page(page("ask"), query_params={**wanted, "q": answer.question})
+    st.page_link(page("queries"), label="All queries")

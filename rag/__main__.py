@@ -1,0 +1,160 @@
+"""`python -m rag ask | ingest | evaluate | serve`. Exit codes: 0 ok, 1 failed, 2 wrong usage."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rag.errors import HeldError, RagError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.DEBUG if given.verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    signal.signal(signal.SIGTERM, _stop)
+    from settings import SettingsError
+
+    try:
+        code: int = given.run(given)
+    except SettingsError as problem:
+        return _fail(given, "bad_input", str(problem), "", 2)
+    except RagError as problem:
+        step = problem.next_step
+        return _fail(given, problem.kind, problem.message, step, 2 if problem.kind == "bad_input" else 1, problem)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    return code
+
+
+def _stop(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _fail(given: argparse.Namespace, kind: str, message: str, step: str, code: int, problem: RagError | None = None) -> int:
+    if given.json:
+        error: dict[str, Any] = {"kind": kind, "message": message, "next_step": step}
+        if isinstance(problem, HeldError):
+            error |= {"pid": problem.pid, "url": problem.url}
+        print(json.dumps({"error": error}, ensure_ascii=False))
+    else:
+        print(f"error: {message}" + (f"\n  {step}" if step else ""), file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m rag", description="Ask, ingest, evaluate and serve without the dashboard.")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="print one JSON document on standard output")
+    common.add_argument("--verbose", action="store_true", help="log what happens to standard error")
+    commands = parser.add_subparsers(dest="command", required=True)
+    _ask_parser(commands.add_parser("ask", parents=[common], help="send questions through the whole path"))
+    ingest = commands.add_parser("ingest", parents=[common], help="add files and folders (.txt .md .html .pdf)")
+    ingest.add_argument("paths", nargs="+", type=Path, metavar="PATH")
+    ingest.add_argument("--collection", help="base name of the collection (default: milvus.collection)")
+    ingest.add_argument("--reset", action="store_true", help="empty the collection first")
+    ingest.set_defaults(run=_ingest)
+    evaluate = commands.add_parser("evaluate", parents=[common], help="measure retrieval on a labelled set in BEIR layout")
+    evaluate.add_argument("folder", type=Path, metavar="DIR")
+    evaluate.add_argument("--candidates", type=_positive, default=40, help="how many go into the reranker (default 40)")
+    evaluate.set_defaults(run=_evaluate)
+    serve = commands.add_parser("serve", parents=[common], help="serve the API without the dashboard")
+    serve.add_argument("--host", help="address to bind (default: api.host)")
+    serve.add_argument("--port", type=_positive, help="port to bind (default: api.port, 8080)")
+    serve.set_defaults(run=_serve)
+    return parser
+
+
+def _ask_parser(parser: argparse.ArgumentParser) -> None:
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("question", nargs="?")
+    asked.add_argument("--query", metavar="TEXT", help="the question, as an option")
+    asked.add_argument("--questions", type=Path, metavar="FILE", help="a file with a question a line")
+    parser.add_argument("--repeat", type=_positive, default=1, metavar="N", help="ask N times in this process: only the first is cold")
+    parser.add_argument("--hyde", choices=["off", "on", "auto"], help="write a hypothetical answer first (default: llm.default_hyde)")
+    parser.add_argument("--candidates", type=_positive, metavar="N", help="passages that go into the reranker")
+    parser.add_argument("--keep", type=_positive, metavar="N", help="passages that come out of it")
+    parser.add_argument("--no-rerank", action="store_true", help="keep the fused order")
+    parser.add_argument("--caches", choices=["use", "bypass", "refresh"], help="default: use for one question, bypass for a series")
+    parser.add_argument("--collection", help="base name of the collection (default: milvus.collection)")
+    parser.add_argument("--api", metavar="URL", help="ask a running dashboard or `rag serve` instead of opening the store here")
+    parser.set_defaults(run=_ask)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("expected a number from 1")
+    return value
+
+
+def _ask(given: argparse.Namespace) -> int:
+    from rag import cli_ask
+
+    return cli_ask.run(given)
+
+
+def _ingest(given: argparse.Namespace) -> int:
+    from rag import cli_ingest
+
+    return cli_ingest.run(given)
+
+
+def _evaluate(given: argparse.Namespace) -> int:
+    from gpu_server import makers
+    from gpu_server.model_pool import ModelPool
+    from rag.evaluate import evaluate, read
+    from settings import load
+
+    models = load().models
+    dataset = read(given.folder)
+    pool = ModelPool()
+    embedder = pool.add_embedder(models.embedder, makers.embedder(models.embedder, models.device, models.precision))
+    reranker = pool.add_reranker(models.reranker, makers.reranker(models.reranker))
+    pool.warm_up()
+    result = evaluate(dataset, embedder, reranker, candidates=given.candidates, report=lambda line: print(line, file=sys.stderr))
+    if given.json:
+        print(json.dumps(result))
+        return 0
+    print(f"{result['queries']} queries, {result['documents']} documents, {result['candidates']} candidates into the reranker")
+    print(f"{'':8}{'nDCG@10':>10}{'MRR@10':>10}{'recall@100':>12}")
+    for stage, scores in result["stages"].items():
+        print(f"{stage:8}{scores['ndcg@10']:>10.4f}{scores['mrr@10']:>10.4f}{scores['recall@100']:>12.4f}")
+    print("mean time a query: " + " · ".join(f"{stage} {1000 * spent:.1f} ms" for stage, spent in result["seconds"].items()))
+    return 0
+
+
+def _serve(given: argparse.Namespace) -> int:
+    import uvicorn
+    from starlette.applications import Starlette
+
+    import runtime
+    from guard import Guard, Policy
+    from rag import api
+    from settings import load
+
+    settings = load()
+    host, port = given.host or settings.api.host, given.port or settings.api.port
+    token = settings.server.token.get_secret_value() if settings.server.token else None
+    rules = Policy(host, tuple(settings.server.allowed_hosts), tuple(settings.server.allowed_origins), token)
+    running = runtime.get(f"http://{'127.0.0.1' if rules.loopback_only else host}:{port}")
+    running.store.open()  # a store held by another process ends this here, with who holds it
+    running.start()
+    logging.getLogger().setLevel(logging.INFO)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # uvicorn's own, which drains
+    try:
+        uvicorn.run(Guard(Starlette(routes=api.routes(runtime.get)), rules), host=host, port=port, log_level="info", timeout_graceful_shutdown=10)
+    finally:
+        runtime.shut_down()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

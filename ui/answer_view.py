@@ -1,0 +1,132 @@
+"""One finished query on the page: what Ask shows at the end and the Query page shows at any time."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from rag.types import Answer
+from ui import cards, exports, figures
+from ui.format import answer_markdown, count, escape, plural, seconds
+
+
+def render(answer: Answer, *, key: str = "") -> None:
+    """Outcome, problems, answer beside its passages, waterfall, and everything behind them on demand."""
+    st.html(cards.outcome_line(answer))
+    if answer.error is not None and answer.outcome == "failed":
+        st.html(cards.problem_note(answer.error))
+    degraded = cards.degraded_note(answer.stages)
+    if degraded:
+        st.html(degraded)
+    left, right = st.columns([10, 9], gap="medium")
+    with left:
+        _answer(answer, key)
+        _time(answer)
+    with right:
+        _passages(answer)
+    _details(answer, key)
+
+
+def _answer(answer: Answer, key: str) -> None:
+    with st.container(border=True, key=f"answer{key}", gap="small"):
+        if answer.outcome == "no_documents":
+            st.html(
+                cards.empty(
+                    answer.answer or "No relevant documents were found.",
+                    "Add documents on the page Knowledge, or ask in the words that your documents use.",
+                )
+            )
+        elif answer.answer:
+            st.markdown(answer_markdown(answer.answer, {citation.number for citation in answer.citations}))
+            _sources(answer)
+        else:
+            st.html(cards.empty("There is no answer.", _why_none(answer)))
+
+
+def _why_none(answer: Answer) -> str:
+    if answer.outcome == "cancelled":
+        return "The query was cancelled before the answer began; what had run until then is below."
+    if answer.outcome == "failed":
+        return "The stages that ran before the failure are below."
+    return "The text was not kept (traces.capture_content is off), or the model wrote nothing."
+
+
+def _sources(answer: Answer) -> None:
+    lines = [
+        f'<a href="#passage-{item.number}">[{item.number}]</a> <span dir="auto">{escape(item.title)}</span>'
+        f' <span class="rd-soft">{escape(" · ".join(text for text in (item.source, item.location) if text))}</span>'
+        for item in sorted(answer.citations, key=lambda citation: citation.number)
+    ]
+    if answer.finish_reason == "length":
+        st.html(cards.note("warn", "The answer reached llm.max_tokens and was cut."))
+    if lines:
+        st.html(f'<div class="rd">{"<br>".join(lines)}</div>')
+
+
+def _time(answer: Answer) -> None:
+    with st.container(border=True, gap="small"):
+        st.html(f'<p class="rd rd-title">{escape(cards.waterfall_title(answer))}</p>')
+        bars = figures.bars_of(answer.timeline)
+        st.html(figures.waterfall(bars, answer.total_seconds, stages=answer.stages, first_token=answer.first_token_seconds))
+
+
+def _passages(answer: Answer) -> None:
+    kept = [passage for passage in answer.passages if passage.kept]
+    with st.container(border=True, gap="small"):
+        st.html(f'<p class="rd rd-title">{_passages_title(answer, len(kept))}</p>')
+        if not answer.passages:
+            st.html(cards.empty("No passages.", "The query ended before the search, or nothing was found."))
+            return
+        chart = figures.bump_chart(answer.passages, height=max(170, min(280, 30 * len(kept))))
+        if chart:
+            st.html(chart)
+        st.html(cards.passage_cards(kept, {citation.number for citation in answer.citations}))
+
+
+def _passages_title(answer: Answer, kept: int) -> str:
+    if not answer.passages:
+        return "Passages"
+    return f"{plural(kept, 'passage')} kept of {plural(len(answer.passages), 'candidate')}"
+
+
+def _details(answer: Answer, key: str) -> None:
+    with st.expander("Times as a table"):
+        st.html(figures.timing_table(answer))
+        st.html(_timing_notes(answer))
+    others = [passage for passage in answer.passages if not passage.kept]
+    if others:
+        with st.expander(f"Candidates that were not kept ({len(others)})"):
+            rows = [[escape(item.title), escape(item.source), escape(figures.rank_line(item))] for item in others]
+            st.html(figures.table(["Title", "Source", "Ranks (scores)"], rows, wrap=(0, 1, 2)))
+    if answer.hyde_text:
+        with st.expander("Hypothetical passage that HyDE searched with"):
+            st.code(answer.hyde_text, language=None, wrap_lines=True)
+    if answer.prompt:
+        with st.expander("Prompt sent"):
+            for message in answer.prompt:
+                st.caption(message.get("role", ""))
+                st.code(message.get("content", ""), language=None, wrap_lines=True, height=320)
+    _downloads(answer, key)
+
+
+def _timing_notes(answer: Answer) -> str:
+    tokens = answer.tokens
+    parts = [
+        f"first answer token {seconds(answer.first_token_seconds)} after the question",
+        f"{seconds(answer.ttft_seconds)} after the request to the model",
+        f"tokens: prompt {count(tokens.prompt)}, answer {count(tokens.completion)}",
+    ]
+    return f'<div class="rd rd-soft">{escape(" · ".join(parts))}</div>'
+
+
+def _downloads(answer: Answer, key: str) -> None:
+    name = f"query-{answer.id[:12]}"
+    with st.container(horizontal=True, gap="small"):
+        files = (
+            ("JSON", "json", "application/json", lambda: exports.answer_json(answer)),
+            ("Stages CSV", "stages.csv", "text/csv", lambda: exports.stages_csv(answer)),
+            ("Passages CSV", "passages.csv", "text/csv", lambda: exports.passages_csv(answer)),
+        )
+        for label, ending, mime, make in files:
+            st.download_button(
+                label, make, f"{name}.{ending}", mime, key=f"download{key}-{ending}", on_click="ignore", type="tertiary"
+            )

@@ -1,0 +1,98 @@
+"""The script of the Streamlit app: page table, style, what is still warming, and what to show when nothing can start."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import streamlit as st
+
+from rag.errors import RagError
+from settings import SettingsError
+from ui import cards
+from ui.cached import the_runtime
+from ui.format import escape, plural
+from ui.links import page
+from ui.style import stylesheet
+
+log = logging.getLogger("ragdeck")
+
+_PAGES = {
+    "Investigate": [
+        st.Page(page("ask"), title="Ask", default=True, help="Ask a question and see where the time went."),
+        st.Page(page("queries"), title="Queries", help="Every stored query: filter, sort, download, open."),
+        st.Page(page("query"), title="Query", visibility="hidden"),
+    ],
+    "Content": [st.Page(page("knowledge"), title="Knowledge", help="Collections and documents: add and remove.")],
+    "Deployment": [st.Page(page("models"), title="Models", help="What is loaded, cold and warm times, settings in force.")],
+}
+
+
+def main() -> None:
+    st.set_page_config(
+        page_title="RAG Deck", page_icon=str(Path(__file__).parent / "icon.svg"), layout="wide", initial_sidebar_state="auto"
+    )
+    st.html(stylesheet())
+    chosen = st.navigation(_PAGES, expanded=True)
+    try:
+        runtime = the_runtime()
+    except SettingsError as error:
+        _cannot_start("The settings cannot be used", [str(problem) for problem in error.problems], _SETTINGS_STEP)
+        return
+    except RagError as error:
+        _cannot_start("RAG Deck cannot start", [error.message, error.address or ""], error.next_step)
+        return
+    except Exception as error:
+        log.exception("the runtime cannot be built")
+        _cannot_start("RAG Deck cannot start", [f"{type(error).__name__}: {error}"], "The server's log has the details.")
+        return
+    busy = _still_busy()
+    with st.sidebar:
+        st.fragment(_warming, run_every=1.0 if busy else None)()
+        st.html(f'<div class="rd rd-soft" style="font-size:.75rem">RAG Deck {escape(runtime.status().version)}</div>')
+    chosen.run()
+
+
+_SETTINGS_STEP = "Correct them in the environment, .env or dashboard.toml, then reload this page."
+
+
+def _cannot_start(title: str, lines: list[str], next_step: str) -> None:
+    st.title(title)
+    step = f"<strong>Next:</strong> {escape(next_step)}" if next_step else ""
+    st.html(cards.note("critical", *(escape(line) for line in lines), step))
+
+
+def _still_busy() -> bool:
+    status = the_runtime().status()
+    return status.warming or bool(status.sample_job and not status.sample_job.done)
+
+
+def _warming() -> None:
+    """One line a thing that is not ready; nothing at all when everything is."""
+    status = the_runtime().status()
+    lines = [cards.state_mark("warn", f"{model.kind} is loading") for model in status.models if model.state == "loading"]
+    failed = [model for model in status.models if model.state == "failed"]
+    lines += [cards.state_mark("critical", f"{model.kind} failed", model.error or "") for model in failed]
+    job = status.sample_job
+    if job is not None and not job.done:
+        lines.append(cards.state_mark("warn", _reading(job.events())))
+    elif status.warming and not lines:
+        lines.append(cards.state_mark("warn", "warming up"))
+    if status.store is not None:
+        lines.append(cards.state_mark("critical", "passage store unavailable", status.store.message))
+    if lines:
+        st.html(f'<div class="rd" aria-live="polite">{"<br>".join(lines)}</div>')
+    else:
+        st.empty()
+    if st.session_state.get("_busy") and not _still_busy():
+        st.session_state["_busy"] = False
+        st.rerun()  # a whole run: only that ends the fragment's timer
+    st.session_state["_busy"] = _still_busy()
+
+
+def _reading(events: list[dict[str, object]]) -> str:
+    done = sum(event.get("type") == "file_finished" for event in events)
+    return f"reading the sample corpus: {plural(done, 'file')}"
+
+
+main()
