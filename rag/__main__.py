@@ -148,9 +148,10 @@ def _serve(given: argparse.Namespace) -> int:
     running.store.open()  # a store held by another process ends this here, with who holds it
     running.start()
     logging.getLogger().setLevel(logging.INFO)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # uvicorn's own, which drains
     try:
         uvicorn.run(Guard(Starlette(routes=api.routes(runtime.get)), rules), host=host, port=port, log_level="info", timeout_graceful_shutdown=10)
+    except KeyboardInterrupt:  # uvicorn drains on SIGTERM and SIGINT, then raises the signal once more for us
+        return 0
     finally:
         runtime.shut_down()
     return 0

@@ -127,7 +127,7 @@ def _gather(sections: Sequence[Section], measure: _Measure, chunk_tokens: int) -
     """
     held: Section | None = None
     first: str | None = None
-    for section in sections:
+    for section in filter(lambda section: has_words(section.text), sections):
         if held is not None and _joinable(held, section) and measure(held.text) < SMALL_TOKENS:
             heading = (section.location or "").split(SEPARATOR)[-1]
             texts = [held.text, section.text] if heading in section.text else [held.text, heading, section.text]

@@ -347,7 +347,7 @@ class _Run:
 
     def _progress(self) -> Event:
         seconds = self._clock() - self._started
-        left = max(0.0, self._bytes - self._bytes_done)
+        left = max(0, self._bytes - round(self._bytes_done))
         known = self._bytes_worked > 0 or left == 0
         return {
             "type": "progress",

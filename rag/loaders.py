@@ -110,7 +110,7 @@ class _Search:
         self._skipped: Counter[str] = Counter()
         self._examples: dict[str, str] = {}
         self._seen: set[Path] = set()
-        self._folders: set[Path] = set()
+        self._folders: set[Path] = set()  # walked already, under the present root
 
     def found(self) -> Found:
         skipped = tuple(Skipped(reason, count, self._examples[reason]) for reason, count in sorted(self._skipped.items()))
@@ -140,6 +140,7 @@ class _Search:
         """Real files and folders first, links after them: a file that is reachable both ways keeps its real name."""
         label = root.resolve().name if root.name in ("", "..") else root.name
         before, entries = len(self._files), 0
+        self._folders.clear()
         todo, links = [root], list[Path]()
         while todo or links:
             folder = todo.pop() if todo else links.pop(0)
@@ -301,9 +302,10 @@ def detect_language(sections: Sequence[Section]) -> str | None:
             break
     if sum(map(str.isalpha, sample)) < LANGUAGE_LETTERS:
         return None
-    import py3langid  # type: ignore[import-untyped]
+    import py3langid
 
-    return str(py3langid.classify(sample)[0])
+    code = str(py3langid.classify(sample)[0])
+    return code if len(code) == 2 else None  # `zxx`: no language, such as a list of numbers
 
 
 # 3) text and its encoding

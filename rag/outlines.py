@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+HEADING_CHARS = 300  # a longer one is text: it would not fit beside a citation
+
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})(.*)")
 _ATX = re.compile(r" {0,3}(#{1,6})(?=[ \t]|$)")
 _SETEXT = re.compile(r" {0,3}(=+|-+)[ \t]*$")
@@ -73,7 +75,7 @@ def markdown_outline(text: str) -> Outline:
         else:
             builder.add(previous + "\n")
             fence = _fence_after(fence, line)
-            atx = None if fence else _ATX.match(line)
+            atx = None if fence or len(line) > HEADING_CHARS else _ATX.match(line)
             level, heading = (len(atx[1]), _plain(_atx_text(line[atx.end() :]))) if atx else (0, "")
             held = "" if heading else line
         if heading:
@@ -101,7 +103,7 @@ def _atx_text(text: str) -> str:
 
 def _plain(heading: str) -> str:
     """A heading without links, emphasis, code marks and `{#anchor}`."""
-    heading = _LINK.sub(r"\1", heading.strip()[:500]).replace("**", "").replace("__", "").replace("`", "")
+    heading = _LINK.sub(r"\1", heading.strip()).replace("**", "").replace("__", "").replace("`", "")
     return heading.split(" {#")[0].strip()
 
 
@@ -145,7 +147,7 @@ def _html_texts(root: Any) -> _Builder:
             line.clear()
             if node.name == "pre":
                 preformatted += 1 if event == "open" else -1
-            if text and event == "close" and re.fullmatch("h[1-6]", node.name):
+            if 0 < len(text) <= HEADING_CHARS and event == "close" and re.fullmatch("h[1-6]", node.name):
                 builder.heading(int(node.name[1]), " ".join(text.split()))
             elif text:
                 builder.add(text + ("\n" if node.name in ("li", "tr", "br", "dt", "dd") else "\n\n"))

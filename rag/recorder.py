@@ -98,7 +98,8 @@ class Recorder:
         return {"type": "stage_finished", "stage": self._stages[stage].to_json()}
 
     def skip(self, stage: str, reason: str, hit: bool | None = None) -> Event:
-        self._stages[stage] = Stage(stage, skipped=None if hit is not None else reason, hit=hit, reason=reason)
+        cached = hit is not None  # a cache that was asked is not skipped
+        self._stages[stage] = Stage(stage, skipped=None if cached else reason, hit=hit, reason=reason if cached else None)
         return self.finished(stage)
 
     def degrade(self, stage: str, reason: str) -> None:
@@ -140,6 +141,7 @@ class Recorder:
         split = note.split(self.elapsed() - note.handle.start_seconds)
         timing = note.timing
         note.handle.timing(
+            device=note.device,
             load=split.load, queue=split.queue, tokenize=split.tokenize, compute=split.compute, network=split.network, cold=timing.cold
         )
 

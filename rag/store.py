@@ -100,6 +100,8 @@ class Store:
         with self._mapped("connect"):
             if self.embedded:
                 logging.getLogger("grpc._server").setLevel(logging.CRITICAL)  # Lite answers some optional calls with a stack
+                for chatty in ("faiss", "milvus_lite"):
+                    logging.getLogger(chatty).setLevel(logging.WARNING)
                 Path(self.address).parent.mkdir(parents=True, exist_ok=True)
             client = MilvusClient(uri=self.address, token=self._token or "", timeout=self._timeout)
             if not self.embedded:

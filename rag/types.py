@@ -165,7 +165,8 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One query and all that is known of it. `id` is its trace id (32 hex digits, time-ordered).
+    """One query and all that is known of it. `id` has 32 hex digits, sorts by time, and is also the trace id, except where
+    the query joined a caller's trace.
 
     `ttft_seconds` counts from the request to the language model to its first answer token, `first_token_seconds` from the
     question.
@@ -196,7 +197,7 @@ class Answer:
         return any(stage.cold for stage in self.stages)
 
     def to_json(self) -> dict[str, Any]:
-        data = asdict(self)
+        data = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
         data["stages"] = [stage.to_json() for stage in self.stages]
         data["cold"] = self.cold
         return data

@@ -21,9 +21,9 @@ def render(answer: Answer, *, key: str = "") -> None:
     with left:
         _answer(answer, key)
         _time(answer)
+        _details(answer, key)
     with right:
         _passages(answer)
-    _details(answer, key)
 
 
 def _answer(answer: Answer, key: str) -> None:
@@ -76,7 +76,7 @@ def _passages(answer: Answer) -> None:
         if not answer.passages:
             st.html(cards.empty("No passages.", "The query ended before the search, or nothing was found."))
             return
-        chart = figures.bump_chart(answer.passages, height=max(170, min(280, 30 * len(kept))))
+        chart = figures.bump_chart(answer.passages)
         if chart:
             st.html(chart)
         st.html(cards.passage_cards(kept, {citation.number for citation in answer.citations}))

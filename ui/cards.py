@@ -115,7 +115,8 @@ def waterfall_title(answer: Answer) -> str:
     if longest is None or not answer.total_seconds or not longest.seconds:
         return "Where the time went"
     cold = ", most of it loading the model" if longest.split.load > longest.seconds / 2 else ""
-    return f"{longest.stage.capitalize()} took {percent(longest.seconds / answer.total_seconds)} of the time{cold}"
+    name = "HyDE" if longest.stage == "hyde" else longest.stage.capitalize()
+    return f"{name} took {percent(longest.seconds / answer.total_seconds)} of the time{cold}"
 
 
 # ------------------------------------------------------------------------------------------------------------- passages

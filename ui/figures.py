@@ -5,7 +5,6 @@ Positions are percentages, so that a figure fits 390 px and 1440 px. `st.html` s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,8 +23,9 @@ _PART_WORDS = {
     "other": "everything else",
 }
 _ROUTE_WORDS = {"dense": "dense", "sparse": "sparse", "fused": "fused", "rerank": "reranked"}
-_ROUTE_ORDER = ("sparse", "dense", "fused", "rerank")
-_DRAWN_PASSAGES = 40
+_DRAWN_PASSAGES = 60
+_NAMED_PASSAGES = 20  # more names than that would need a chart taller than a screen
+_NAME_PX = 21
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,73 +158,84 @@ def _legend(bars: Sequence[Bar], first_token: float | None) -> str:
 
 def rank_columns(passages: Sequence[Passage]) -> tuple[str, ...]:
     """The routes, in the order drawn, in which at least one passage has a rank."""
-    return tuple(route for route in _ROUTE_ORDER if any(passage.ranks.get(route) for passage in passages))
+    return tuple(route for route in ROUTES if any(passage.ranks.get(route) for passage in passages))
 
 
-def bump_chart(passages: Sequence[Passage], *, height: int = 260) -> str:
-    """Rank lines of each passage, first rank on top; kept passages in the colour of the last route, others pale."""
+@dataclass(frozen=True, slots=True)
+class RankScale:
+    """Rank -> distance from the top in px. The first `roomy` ranks are a line of text apart; the rest share what is left."""
+
+    roomy: int
+    last: int
+
+    @property
+    def height(self) -> float:
+        return _NAME_PX * self.roomy + (min(110.0, 4.0 * (self.last - self.roomy)) + 8 if self.last > self.roomy else 0.0)
+
+    def top(self, rank: int) -> float:
+        if rank <= self.roomy:
+            return _NAME_PX * (rank - 0.5)
+        rest = self.height - _NAME_PX * self.roomy - 8
+        return _NAME_PX * self.roomy + 4 + rest * (rank - self.roomy) / max(1, self.last - self.roomy)
+
+
+def bump_chart(passages: Sequence[Passage]) -> str:
+    """Rank lines of each passage, first rank on top; kept passages in colour and named, others pale."""
     drawn = list(passages[:_DRAWN_PASSAGES])
     columns = rank_columns(drawn)
     ranks = [rank for passage in drawn for rank in passage.ranks.values() if rank]
     if len(columns) < 2 or not ranks:
         return ""
-    last = max(ranks)
-    places = {route: 4 + 92 * index / (len(columns) - 1) for index, route in enumerate(columns)}
-    lines = [_line(passage, places, last) for passage in reversed(drawn)]
-    dots = [_dots(passage, places, last) for passage in reversed(drawn)]
     final = columns[-1]
-    names = "".join(_rank_name(passage, final, last) for passage in drawn if passage.kept)
+    kept_ranks = [rank for passage in drawn if passage.kept and (rank := passage.ranks.get(final))]
+    scale = RankScale(min(_NAMED_PASSAGES, max(kept_ranks, default=1)), max(ranks))
+    places = {route: 4 + 92 * index / (len(columns) - 1) for index, route in enumerate(columns)}
+    marks = [_line(passage, places, scale) for passage in reversed(drawn)]
+    marks += [_dots(passage, places, scale) for passage in reversed(drawn)]
+    names = "".join(_rank_name(passage, final, scale) for passage in drawn if passage.kept)
     heads = "".join(f'<span style="left:{x:.2f}%">{_ROUTE_WORDS[route]}</span>' for route, x in places.items())
     rules = "".join(f'<b style="left:{x:.2f}%"></b>' for x in places.values())
     told = "; ".join(f"{passage.title}: {rank_line(passage)}" for passage in drawn if passage.kept)
     return (
         f'<div class="rd rd-bump" role="img" aria-label="{escape(f"Ranks by route. {told}")}">'
-        f'<div class="rd-bump-cols">{heads}</div>'
-        f'<div></div><div class="rd-bump-plot" style="height:{height}px">{rules}{"".join(lines)}{"".join(dots)}</div>'
+        f'<div class="rd-bump-cols">{heads}</div><div></div>'
+        f'<div class="rd-bump-plot" style="height:{scale.height:.0f}px">{rules}{"".join(marks)}</div>'
         f'<div class="rd-bump-names">{names}</div></div>'
     )
 
 
-def rank_height(rank: int, last: int) -> float:
-    """Distance from the top in percent; the first ranks, which decide, get more room (square root)."""
-    return 50.0 if last <= 1 else 3 + 94 * math.sqrt((rank - 1) / (last - 1))
-
-
-def _points(passage: Passage, places: Mapping[str, float], last: int) -> list[tuple[float, float]]:
-    return [(x, rank_height(rank, last)) for route, x in places.items() if (rank := passage.ranks.get(route))]
-
-
-def _line(passage: Passage, places: Mapping[str, float], last: int) -> str:
-    points = _points(passage, places, last)
+def _line(passage: Passage, places: Mapping[str, float], scale: RankScale) -> str:
+    points = [(x, scale.top(rank)) for route, x in places.items() if (rank := passage.ranks.get(route))]
     if len(points) < 2:
         return ""
-    half = 1.25 if passage.kept else 0.75
-    along = [f"{x:.2f}% calc({y:.2f}% - {half}px)" for x, y in points]
-    back = [f"{x:.2f}% calc({y:.2f}% + {half}px)" for x, y in reversed(points)]
-    title = escape(f"{passage.title}\n{rank_line(passage)}")
+    half = 1.25 if passage.kept else 0.6
+    outline = [f"{x:.2f}% {y - half:.1f}px" for x, y in points] + [f"{x:.2f}% {y + half:.1f}px" for x, y in reversed(points)]
     classes = "rd-line" if passage.kept else "rd-line dropped"
     tone = colour("rerank" if passage.kept else "unknown")
-    return f'<div class="{classes}" style="{tone};clip-path:polygon({",".join(along + back)})" title="{title}"></div>'
+    return f'<div class="{classes}" style="{tone};clip-path:polygon({",".join(outline)})" title="{_hover(passage)}"></div>'
 
 
-def _dots(passage: Passage, places: Mapping[str, float], last: int) -> str:
-    title = escape(f"{passage.title}\n{rank_line(passage)}")
+def _hover(passage: Passage) -> str:
+    return escape(f"{passage.title}\n{rank_line(passage)}")
+
+
+def _dots(passage: Passage, places: Mapping[str, float], scale: RankScale) -> str:
     tone = colour("rerank" if passage.kept else "unknown")
-    out = []
-    for route, x in places.items():
-        rank = passage.ranks.get(route)
-        if rank:
-            text, size = (str(rank), "rd-dot") if passage.kept else ("", "rd-dot small")
-            at = f"left:{x:.2f}%;top:{rank_height(rank, last):.2f}%"
-            out.append(f'<i class="{size}" style="{tone};{at}" title="{title}">{text}</i>')
-    return "".join(out)
+    text, size = ("", "rd-dot small") if not passage.kept else ("{}", "rd-dot")
+    return "".join(
+        f'<i class="{size}" style="{tone};left:{x:.2f}%;top:{scale.top(rank):.1f}px" title="{_hover(passage)}">'
+        f"{text.format(rank)}</i>"
+        for route, x in places.items()
+        if (rank := passage.ranks.get(route))
+    )
 
 
-def _rank_name(passage: Passage, route: str, last: int) -> str:
+def _rank_name(passage: Passage, route: str, scale: RankScale) -> str:
     rank = passage.ranks.get(route)
-    if not rank:
+    if not rank or rank > scale.roomy:
         return ""
-    return f'<span style="top:{rank_height(rank, last):.2f}%" dir="auto">{escape(shortened(passage.title, 60))}</span>'
+    name = escape(shortened(passage.title, 60))
+    return f'<span style="top:{scale.top(rank):.1f}px" dir="auto" title="{_hover(passage)}">{name}</span>'
 
 
 def rank_line(passage: Passage) -> str:
@@ -257,40 +268,36 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], numeric: Iterable
 
 
 def timing_table(answer: Answer) -> str:
-    """The numbers of the waterfall: one row a stage with its split."""
-    heads = ["Stage", "Total", "Share", "Load", "Queue", "Network", "Tokenize", "Compute", "Other", "Where", "Note"]
+    """The numbers of the waterfall: one row a stage with its split, below its name where it ran and what was special."""
+    heads = ["Stage", "Total", "Share", "Load", "Queue", "Network", "Tokenize", "Compute", "Other"]
     rows = [_timing_row(stage, answer.total_seconds) for stage in answer.stages]
-    measured = sum(stage.seconds for stage in answer.stages)
-    between = max(0.0, answer.total_seconds - measured)
-    share = percent(between / answer.total_seconds) if answer.total_seconds else percent(None)
-    rows.append(["<span class='rd-soft'>between stages</span>", seconds(between), share, *[""] * 8])
-    return table(heads, rows, numeric=range(1, 9), wrap=(9, 10))
+    between = max(0.0, answer.total_seconds - sum(stage.seconds for stage in answer.stages))
+    rows.append(['<span class="rd-soft">between stages</span>', seconds(between), _share(between, answer), *[""] * 6])
+    return table(heads, rows, numeric=range(1, 9), wrap=(0,))
+
+
+def _share(part: float, answer: Answer) -> str:
+    return percent(part / answer.total_seconds if answer.total_seconds else None)
 
 
 def _timing_row(stage: Stage, total: float) -> list[str]:
     name = f'<span class="rd-swatch" style="{colour(stage.stage)}"></span>{escape(stage.stage)}'
-    ran = stage.spans > 0 or stage.seconds > 0
-    if not ran:
+    if not (stage.spans or stage.seconds):
         why = stage.skipped or stage.reason or "did not run"
-        return [name, unknown_html(why), *[""] * 8, f'<span class="rd-soft">{escape(why)}</span>']
+        return [f"{name}{_below(why)}", unknown_html(why), *[""] * 7]
+    about = [
+        *(stage.model, stage.device, stage.where),
+        f"{stage.spans} spans" if stage.spans > 1 else None,
+        "cold" if stage.cold else None,
+        *(stage.degraded, stage.reason),
+    ]
     split = [
-        value_html(seconds(getattr(stage.split, part)), "not measured on this path: the model runs in this process")
+        value_html(seconds(getattr(stage.split, part)), "no network was measured: the work ran in this process")
         for part in ("load", "queue", "network", "tokenize", "compute", "other")
     ]
-    where = " · ".join(text for text in (stage.model, stage.device, stage.where) if text)
-    notes = [
-        f"{stage.spans} spans" if stage.spans > 1 else "",
-        "cold" if stage.cold else "",
-        stage.degraded or "",
-        stage.reason or "",
-    ]
-    share = percent(stage.seconds / total) if total else percent(None)
-    note = " · ".join(note for note in notes if note)
-    return [
-        name,
-        seconds(stage.seconds),
-        share,
-        *split,
-        escape(where),
-        f'<span class="rd-plain" dir="auto">{escape(note)}</span>',
-    ]
+    below = _below(" · ".join(text for text in about if text))
+    return [f"{name}{below}", seconds(stage.seconds), percent(stage.seconds / total if total else None), *split]
+
+
+def _below(text: str) -> str:
+    return f'<div class="rd-soft rd-plain rd-small" dir="auto">{escape(text)}</div>' if text else ""

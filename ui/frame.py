@@ -29,9 +29,8 @@ _PAGES = {
 
 
 def main() -> None:
-    st.set_page_config(
-        page_title="RAG Deck", page_icon=str(Path(__file__).parent / "icon.svg"), layout="wide", initial_sidebar_state="auto"
-    )
+    st.set_page_config(page_title="RAG Deck", page_icon=str(Path(__file__).parent / "icon.svg"), layout="wide")
+    st.logo(str(Path(__file__).parent / "logo.svg"))
     st.html(stylesheet())
     chosen = st.navigation(_PAGES, expanded=True)
     try:

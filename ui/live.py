@@ -75,7 +75,7 @@ def _passages(events: Sequence[Mapping[str, Any]]) -> None:
     if not passages:
         st.html('<div class="rd rd-soft">Passages appear here once they are ranked.</div>')
         return
-    chart = figures.bump_chart(passages, height=max(170, min(280, 30 * len(kept))))
+    chart = figures.bump_chart(passages)
     if chart:
         st.html(chart)
     st.html(cards.passage_cards(kept))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ DATA = Path(__file__).parents[1] / "data" / "documents"
 
 
 def words(text: str) -> list[str]:
-    return re.findall(r"\w+", text)
+    return re.findall(r"[^\W_]+", text)  # an underscore marks emphasis in Markdown
 
 
 def count(text: str) -> int:
@@ -49,7 +50,7 @@ def test_sizes_and_overlap() -> None:
     rows = passages(Section(numbered(0, 200), None, "text"))
     assert all(count(row.text) <= 50 for row in rows)
     assert len(rows) == 5
-    for one, other in zip(rows, rows[1:], strict=False):
+    for one, other in pairwise(rows):
         assert 0 < len(set(words(one.text)) & set(words(other.text))) <= 5
 
 
@@ -70,7 +71,9 @@ def test_sections_with_headings_stay_apart_unless_small() -> None:
 
 
 def test_no_passage_without_words() -> None:
-    rows = passages(Section("*** --- !!! " * 60, None, "text"), Section("- - -", "A", "markdown"), Section("one", "B", "markdown"))
+    rows = passages(
+        Section("*** --- !!! " * 60, None, "text"), Section("- - -", "A", "markdown"), Section("one", "B", "markdown")
+    )
     assert [words(row.text) for row in rows] == [["one"]]
 
 
@@ -92,20 +95,18 @@ def test_a_text_longer_than_a_window_loses_nothing() -> None:
 def test_every_word_is_in_some_passage(seed: int) -> None:
     chance = random.Random(seed)
     alphabet = "abcשלום漢字éß٣ж_"
-    separators = [" ", " ", " ", "\n", "\n\n", ", ", ". ", " - ", "\n- ", "\n> ", " | ", "\n```\n", "\t", " 🙂 ", "\n1. ", "**", " !!! "]
+    marks = [" ", "\n", "\n\n", ", ", ". ", " - ", "\n- ", "\n> ", " | ", "\n```\n", "\t", " 🙂 ", "\n1. ", "**", " !!! "]
     sections = []
     for number in range(chance.randint(1, 6)):
         text = "".join(
-            "".join(chance.choices(alphabet, k=chance.randint(1, 12))) + chance.choice(separators)
+            "".join(chance.choices(alphabet, k=chance.randint(1, 12))) + chance.choice([" ", chance.choice(marks)])
             for _ in range(chance.randint(1, 150))
         )
         kind = chance.choice(["markdown", "text", "html", "pdf"])
         sections.append(Section(text, chance.choice([None, f"H{number}"]), kind))  # type: ignore[arg-type]
     chunk = chance.choice([16, 40, 220])
     rows = passages(*sections, chunk=chunk, overlap=chance.choice([0, 5, chunk - 1]))
-    assert {word for section in sections for word in words(section.text) if word.strip("_")} <= {
-        word for row in rows for word in words(row.text)
-    }
+    assert {word for section in sections for word in words(section.text)} <= {word for row in rows for word in words(row.text)}
     assert all(count(row.text) <= chunk for row in rows)
 
 

@@ -141,6 +141,7 @@ def test_newlines_and_characters_that_break_words(tmp_path: Path) -> None:
     document = loaded(tmp_path / "a.txt", "one\r\ntwo\rla\u00adtency\fpage\x1b[0m")
     assert document.sections[0].text == "one\ntwo\nlatency\npage[0m"
     assert document.language is None
+    assert loaded(tmp_path / "b.txt", "x y z q " * 500).language is None
 
 
 @pytest.mark.parametrize(
@@ -212,6 +213,7 @@ def test_markdown_headings_and_what_only_looks_like_one() -> None:
         ("Title\n===\ntext", "Title", [(("Title",), "text")]),
         ("#\ntext", None, [((), "#\ntext")]),
         ("# C# ##\ntext", "C#", [(("C#",), "text")]),
+        ("# " + "long " * 100 + "\ntext", None, [((), "# " + "long " * 100 + "\ntext")]),
     ],
 )
 def test_markdown_outlines(text: str, title: str | None, sections: list[tuple[tuple[str, ...], str]]) -> None:
@@ -255,7 +257,9 @@ def test_html_that_is_broken_or_deep() -> None:
 
 
 def test_pdf_page_by_page(tmp_path: Path) -> None:
-    path = make_pdf(tmp_path / "two.pdf", "The first page is about latency.", "The second page is about throughput.", title="Report")
+    path = make_pdf(
+        tmp_path / "two.pdf", "The first page is about latency.", "The second page is about throughput.", title="Report"
+    )
     document = load(path, LIMIT)
     assert (document.title, document.language) == ("Report", "en")
     assert [(section.location, section.text, section.kind) for section in document.sections] == [

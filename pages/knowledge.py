@@ -1,0 +1,143 @@
+"""Knowledge: the collections of the store, the documents of the active one, and how documents come in and go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import streamlit as st
+
+from jobs import JobsFull
+from library import Knowledge
+from rag.errors import RagError
+from rag.types import Problem, StoredDocument
+from ui import cards, figures, ingest_view
+from ui.cached import the_runtime, zone
+from ui.format import count, escape, plain_markdown, plural, unknown_html
+
+runtime = the_runtime()
+TYPES = ["txt", "md", "html", "htm", "pdf"]
+
+
+def collections_card(known: Knowledge) -> None:
+    rows = []
+    for item in known.collections:
+        about = [
+            "in use" if item.active else "",
+            "read-only: filled by somebody else" if item.read_only else "",
+            "" if item.flushed else "rows not flushed yet",
+        ]
+        rows.append(
+            [
+                f"<strong>{escape(item.name)}</strong>" if item.active else escape(item.name),
+                count(item.entities) if item.entities is not None else unknown_html("the store did not say"),
+                escape(item.embedder) if item.embedder else unknown_html("its name carries no embedder: it is not ours"),
+                count(item.dimension) if item.dimension else unknown_html("the store did not say"),
+                f'<span class="rd-soft">{escape(" · ".join(text for text in about if text))}</span>',
+            ]
+        )
+    with st.container(border=True, gap="small"):
+        st.html(f'<p class="rd rd-title">Collections at <span class="rd-mono">{escape(known.address)}</span></p>')
+        st.html(figures.table(["Collection", "Passages", "Embedder", "Dimension", ""], rows, numeric=(1, 3), wrap=(0, 2, 4)))
+
+
+def submit(paths: list[Path], label: str) -> None:
+    try:
+        job = runtime.submit_ingest(paths, label=label)
+    except (RagError, JobsFull) as error:
+        problem = Problem(None, getattr(error, "kind", "overloaded"), str(error), None, getattr(error, "next_step", ""))
+        st.html(cards.problem_note(problem, "Ingestion"))
+        return
+    st.query_params["job"] = job.id
+
+
+def add_card() -> None:
+    with st.container(border=True, gap="small"):
+        st.html('<p class="rd rd-title">Add documents</p>')
+        with st.form("add", border=False, clear_on_submit=True):
+            files = st.file_uploader(
+                "Files",
+                TYPES,
+                accept_multiple_files=True,
+                help="Text, Markdown, HTML or PDF with text in it. A file of the same name replaces its earlier version.",
+            )
+            sent = st.form_submit_button("Add to the collection", type="primary")
+        if sent and not files:
+            st.html(cards.note("warn", "No file is chosen."))
+        if sent and files:
+            paths = [runtime.save_upload(file.name, file.getvalue()) for file in files]
+            submit(paths, plural(len(paths), "uploaded file"))
+
+
+@st.dialog("Remove this document?")
+def confirm(document: StoredDocument) -> None:
+    st.markdown(
+        f"**{plain_markdown(document.title)}** ({plain_markdown(document.source)}) and its "
+        f"{plural(document.passages, 'passage')} leave the collection. The file itself stays where it is."
+    )
+    if st.button("Remove", type="primary", key="really"):
+        try:
+            removed = runtime.remove_document(document.document_id)
+        except RagError as error:
+            st.html(cards.problem_note(Problem(None, error.kind, error.message, error.address, error.next_step), "Removing"))
+            return
+        st.session_state["removed"] = f"{document.title}: {plural(removed, 'passage')} removed."
+        st.rerun()
+
+
+def documents_card(known: Knowledge) -> None:
+    documents = known.documents
+    passages = sum(item.passages for item in documents)
+    with st.container(border=True, gap="small"):
+        st.html(f'<p class="rd rd-title">{plural(len(documents), "document")}, {plural(passages, "passage")}</p>')
+        if not documents:
+            st.html(cards.empty("The collection holds no documents.", "Choose files above and add them."))
+            return
+        frame = pd.DataFrame(
+            [(item.title, item.source, item.language or "", item.passages, item.ingested_at) for item in documents],
+            columns=["Title", "Source", "Language", "Passages", "Added"],
+        )
+        frame["Added"] = pd.to_datetime(frame["Added"], utc=True, errors="coerce").dt.tz_convert(str(zone()))
+        event = st.dataframe(
+            frame,
+            hide_index=True,
+            height=min(560, 35 * (len(frame) + 1) + 2),
+            key="documents",
+            on_select="rerun",
+            selection_mode="single-row",
+            column_config={"Added": st.column_config.DatetimeColumn(format="YYYY-MM-DD HH:mm:ss")},
+            alt="Documents of the active collection",
+        )
+        rows = [row for row in event.selection.rows if row < len(documents)]
+        chosen = documents[rows[0]] if rows else None
+        label = f"Remove {plain_markdown(chosen.title)}" if chosen else "Remove"
+        if st.button(label, disabled=chosen is None, help="Mark a document in the list first; you are asked again.") and chosen:
+            confirm(chosen)
+
+
+def job_card() -> None:
+    job = runtime.jobs.get(st.query_params["job"]) if "job" in st.query_params else None
+    running = next((item for item in runtime.jobs.recent("ingest") if not item.done), None)
+    if job is None and "job" in st.query_params:
+        st.html(
+            cards.note("unknown", "The ingestion of this address is no longer known here: the dashboard was restarted since.")
+        )
+    if job is not None or running is not None:
+        ingest_view.show(job or running)
+
+
+st.title("Knowledge")
+known = runtime.knowledge()
+if known.problem is not None:
+    st.html(cards.problem_note(known.problem, f"Reading the store at {known.address}"))
+    st.stop()
+if "removed" in st.session_state:
+    st.html(cards.note("ok", escape(st.session_state.pop("removed"))))
+if known.read_only:
+    st.html(cards.note("unknown", "This collection was filled by somebody else and is searched read-only (milvus.mapping)."))
+else:
+    add_card()
+job_card()
+collections_card(known)
+if not known.read_only:
+    documents_card(known)
