@@ -1,4 +1,4 @@
-"""The dashboard: `streamlit run app.py`. Starts and stops the runtime, guards every route, mounts /api, hands over to ui/frame.py."""
+"""The dashboard: `streamlit run app.py`. Starts and stops the runtime, guards every route, mounts /api, shows ui/frame.py."""
 
 from __future__ import annotations
 
@@ -28,13 +28,24 @@ def policy(settings: Settings, host: str) -> Policy:
     return Policy(host, tuple(server.allowed_hosts), tuple(server.allowed_origins), token)
 
 
-def _policy() -> Policy:
-    """Wrong settings must not open the door: then only loopback gets in, to read what is wrong."""
-    host = config.get_option("server.address") or "0.0.0.0"
-    try:
-        return policy(load(), host)
-    except SettingsError:
-        return Policy("127.0.0.1")
+_rules: Policy | None = None
+
+
+def current_policy() -> Policy:
+    """Wrong settings must not open the door: only this machine gets in, to read what is wrong.
+
+    They are read again at each request until they are right: correcting them puts their token in force at once.
+    """
+    global _rules
+    if _rules is None:
+        try:
+            settings = load()
+        except SettingsError:
+            return Policy("127.0.0.1", local_clients_only=True)
+        # Streamlit checks the origin of its WebSocket once more, by a list of its own
+        config.set_option("server.corsAllowedOrigins", list(settings.server.allowed_origins))
+        _rules = policy(settings, config.get_option("server.address") or "0.0.0.0")
+    return _rules
 
 
 @asynccontextmanager
@@ -42,9 +53,11 @@ async def lifespan(_: Any) -> AsyncIterator[None]:
     """Runs once a process, before any browser comes."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    rules = _policy()
+    rules = current_policy()
     if not rules.loopback_only and rules.token is None:
-        log.warning("listening on %s without a token: anybody who reaches this port can read and ask; set RAGDECK_TOKEN", rules.host)
+        log.warning(
+            "listening on %s without a token: anybody who reaches this port can read and ask; set RAGDECK_TOKEN", rules.host
+        )
     try:
         running = runtime.get(f"http://127.0.0.1:{config.get_option('server.port')}")
     except Exception as problem:  # the page shows what is wrong; a server that does not start shows nothing
@@ -55,7 +68,9 @@ async def lifespan(_: Any) -> AsyncIterator[None]:
     runtime.shut_down()
 
 
-app = st.App("ui/frame.py", lifespan=lifespan, routes=api.routes(runtime.get), middleware=[Middleware(Guard, policy=_policy())])
+app = st.App(
+    "ui/frame.py", lifespan=lifespan, routes=api.routes(runtime.get), middleware=[Middleware(Guard, policy=current_policy)]
+)
 
 
 def main() -> None:

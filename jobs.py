@@ -98,10 +98,17 @@ class Job(Generic[R]):
                     break
             if self.cancelled.is_set():
                 state = "cancelled"
-        except Exception as problem:
-            self.error = problem
+        except BaseException as problem:  # also SystemExit: a job that never ends keeps its readers waiting for ever
+            self.error = problem if isinstance(problem, Exception) else RuntimeError(f"the work ended by {problem!r}")
             state = "cancelled" if self.cancelled.is_set() else "failed"
-            log.exception("job %s (%s) failed", self.id, self.kind)
+            log.log(
+                logging.ERROR if state == "failed" else logging.INFO,
+                "job %s (%s) %s",
+                self.id,
+                self.kind,
+                state,
+                exc_info=problem,
+            )
         with self._changed:
             self._ended = time.monotonic()
             self.state = state
@@ -129,7 +136,12 @@ class Jobs:
                 raise JobsFull(f"{running} jobs of kind {kind} are running already")
             self._jobs[job.id] = job
             self._forget_old()
-        threading.Thread(target=job.run, args=(work,), name=f"job-{kind}-{job.id[:8]}", daemon=True).start()
+        try:
+            threading.Thread(target=job.run, args=(work,), name=f"job-{kind}-{job.id[:8]}", daemon=True).start()
+        except RuntimeError as problem:  # no thread to be had; a job that never ran must not count as running
+            with self._lock:
+                del self._jobs[job.id]
+            raise JobsFull(f"the machine starts no more threads: {problem}") from None
         return job
 
     def _forget_old(self) -> None:
@@ -154,4 +166,4 @@ class Jobs:
         for job in running:
             job.cancel()
         end = time.monotonic() + timeout
-        return all([job.wait(max(0.0, end - time.monotonic())) for job in running])
+        return all(job.wait(max(0.0, end - time.monotonic())) for job in running)

@@ -70,6 +70,8 @@ class Slot(Generic[M]):
         self._make = make
         self._model: M | None = None
         self._load_lock = threading.Lock()
+        self._attempts = 0
+        self._failure: Exception | None = None
         self._worker = threading.Lock()
         self._status = SlotStatus(kind, name, "waiting")
 
@@ -77,15 +79,25 @@ class Slot(Generic[M]):
     def status(self) -> SlotStatus:
         return self._status
 
-    def model(self) -> M:
-        """The loaded model; loads it when nobody has, waits when somebody does. A failed load is tried again."""
+    def model(self, deadline: float | None = None) -> M:
+        """The loaded model; loads it when nobody has, waits when somebody does.
+
+        Who waited for a load that failed gets its error; the next call tries again. Raises TimeoutError at `deadline`.
+        """
         model = self._model
         if model is not None:
             return model
-        with self._load_lock:
+        attempts = self._attempts
+        if not self._load_lock.acquire(timeout=_patience(deadline)):
+            raise TimeoutError(f"{self.name} was not loaded before the deadline")
+        try:
             if self._model is not None:
                 return self._model
+            if self._attempts != attempts and self._failure is not None:
+                raise self._failure
             return self._load()
+        finally:
+            self._load_lock.release()
 
     def _load(self) -> M:
         self._status = replace(self._status, state="loading", error=None)
@@ -93,9 +105,12 @@ class Slot(Generic[M]):
         try:
             model = self._make()
         except Exception as problem:
-            self._status = replace(self._status, state="failed", error=f"{type(problem).__name__}: {problem}")
+            self._failed(problem)
+            self._failure = problem
             log.warning("%s %s failed to load: %s", self.kind, self.name, problem)
             raise
+        finally:
+            self._attempts += 1
         seconds = time.perf_counter() - started
         info: ModelInfo | None = getattr(model, "info", None)
         self._status = replace(self._status, state="loading", load_seconds=seconds, info=info)
@@ -103,29 +118,40 @@ class Slot(Generic[M]):
         log.info("%s %s loaded in %.2f s", self.kind, self.name, seconds)
         return model
 
+    def _failed(self, problem: Exception) -> None:
+        self._status = replace(self._status, state="failed", error=f"{type(problem).__name__}: {problem}")
+
     @contextmanager
     def turn(self, deadline: float | None = None) -> Iterator[Turn[M]]:
         """Wait for the weights, then for the worker, then hold it. Raises TimeoutError at `deadline` (monotonic seconds)."""
         asked = time.perf_counter()
         was_loaded = self._model is not None
         cold = self._status.first_run_seconds is None  # at the asking: a wait for somebody else's first run is a cold wait
-        model = self.model()
+        model = self.model(deadline)
         loaded = time.perf_counter()
-        patience = -1.0 if deadline is None else max(0.0, deadline - time.monotonic())
-        if not self._worker.acquire(timeout=patience):
+        if not self._worker.acquire(timeout=_patience(deadline)):
             raise TimeoutError(f"no turn at {self.name} before the deadline: other callers hold it")
         try:
             started = time.perf_counter()
             load = 0.0 if was_loaded else loaded - asked
             yield Turn(model, load=load, queue=started - asked - load, cold=cold)
             self._ran(time.perf_counter() - started)
+        except Exception as problem:
+            if self._status.first_run_seconds is None and not isinstance(problem, TimeoutError):
+                self._failed(problem)  # never ran yet: without this it would seem to load for ever
+            raise
         finally:
             self._worker.release()
 
     def _ran(self, seconds: float) -> None:
         status = self._status
         first = seconds if status.first_run_seconds is None else status.first_run_seconds
-        self._status = replace(status, state="warm", runs=status.runs + 1, first_run_seconds=first)
+        self._status = replace(status, state="warm", error=None, runs=status.runs + 1, first_run_seconds=first)
+
+
+def _patience(deadline: float | None) -> float:
+    """Seconds until `deadline` as `Lock.acquire` takes them: -1 waits without end."""
+    return -1.0 if deadline is None else min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
 
 
 class PooledEmbedder:

@@ -6,31 +6,64 @@ import streamlit as st
 
 from rag.errors import RagError
 from rag.trace_rows import QueryFilter
-from ui import cards, exports
-from ui.cached import now, query_table, the_runtime, zone
-from ui.format import escape, plural, seconds
+from ui import cards, exports, query_list
+from ui.cached import now, query_page, the_runtime, zone
+from ui.format import escape, plural
 from ui.links import page
 
 runtime = the_runtime()
 RANGES = {"1 h": 3600, "24 h": 86400, "7 days": 7 * 86400, "30 days": 30 * 86400, "all": 0}
 OUTCOMES = ("any", "answered", "no_documents", "failed", "cancelled")
-SECONDS = ("total", "cache", "hyde", "embed", "search", "rerank", "generate", "ttft")
-HEADS = {"total": "Total s", "ttft": "TTFT s"}
+SIZES = (50, 100, 500, 2000)
+
+
+def to_first_page() -> None:
+    st.session_state["page"] = 1
+
+
+def turn(by: int) -> None:
+    st.session_state["page"] = st.session_state.get("page", 1) + by
 
 
 def filters() -> QueryFilter:
     row = st.container(horizontal=True, vertical_alignment="bottom", gap="small")
-    text = row.text_input("Question contains", key="text", bind="query-params", width=260, help="Or a whole query id.")
-    span = row.selectbox("Asked within", tuple(RANGES), index=4, key="range", bind="query-params", width=130)
+    text = row.text_input(
+        "Question contains", key="text", bind="query-params", width=200, help="Or a whole query id.", on_change=to_first_page
+    )
+    span = row.selectbox(
+        "Asked within", tuple(RANGES), index=4, key="range", bind="query-params", width=100, on_change=to_first_page
+    )
     outcome = row.selectbox(
-        "Outcome", OUTCOMES, key="outcome", bind="query-params", width=150, format_func=lambda name: name.replace("_", " ")
+        "Outcome",
+        OUTCOMES,
+        key="outcome",
+        bind="query-params",
+        width=140,
+        format_func=lambda name: name.replace("_", " "),
+        on_change=to_first_page,
     )
     slow = row.number_input(
-        "Slower than, s", 0.0, value=None, step=0.5, key="slow", bind="query-params", width=150, help="Total time in seconds."
+        "Slower than, s",
+        0.0,
+        value=None,
+        step=0.5,
+        key="slow",
+        bind="query-params",
+        width=120,
+        help="Total time in seconds.",
+        on_change=to_first_page,
     )
-    cold = row.toggle("Cold only", key="cold", bind="query-params", help="A model was loaded or ran for the first time.")
+    cold = row.toggle(
+        "Cold only",
+        key="cold",
+        bind="query-params",
+        help="A model was loaded or ran for the first time.",
+        on_change=to_first_page,
+    )
+    row.selectbox("Sort", tuple(query_list.SORTS), key="sort", bind="query-params", width=170, on_change=to_first_page)
+    row.selectbox("A page", SIZES, index=1, key="rows", bind="query-params", width=90, on_change=to_first_page)
     length = RANGES.get(span or "all", 0)
-    # whole minutes: the same table serves every rerun of a minute
+    # whole minutes: the same page serves every rerun of a minute
     since = now().timestamp() // 60 * 60 - length if length else None
     return QueryFilter(
         text=(text or "").strip() or None,
@@ -41,28 +74,37 @@ def filters() -> QueryFilter:
     )
 
 
-def columns() -> dict[str, object]:
-    config = st.column_config
-    found: dict[str, object] = {
-        "link": config.LinkColumn(
-            "Open", display_text="open", width=56, help="Opens in a new tab; mark the row to open it here."
-        ),
-        "started": config.DatetimeColumn("Asked", format="YYYY-MM-DD HH:mm:ss", width=150),
-        "question": config.TextColumn("Question", width=340),
-        "outcome": config.TextColumn("Outcome", width="small"),
-        "cold": config.CheckboxColumn("Cold", width=56),
-        "model": config.TextColumn("Model", width="medium"),
-    }
-    for name in SECONDS:
-        found[name] = config.NumberColumn(HEADS.get(name, f"{name} s"), format="%.3f", width=82)
-    return found
+def pager(matching: int, total: int, number: int, size: int) -> None:
+    pages = query_list.page_count(matching, size)
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        line = query_list.page_line(matching, total, number, size)
+        st.html(f'<div class="rd rd-soft">{line} · times in {escape(zone())}</div>', width="content")
+        if pages > 1:
+            st.button("Previous", on_click=turn, args=(-1,), disabled=number <= 1, type="tertiary")
+            st.html(f'<div class="rd rd-soft">page {number:,} of {pages:,}</div>', width="content")
+            st.button("Next", on_click=turn, args=(1,), disabled=number >= pages, type="tertiary")
+        st.download_button(
+            "Download CSV",
+            lambda: exports.queries_csv(runtime.traces.search(where, sort, descending)),
+            "queries.csv",
+            "text/csv",
+            on_click="ignore",
+            type="tertiary",
+            help="Every query that matches, on all pages, with all columns.",
+        )
 
 
 st.title("Queries")
 try:
     where = filters()
-    total = runtime.traces.count()
-    table = query_table(runtime.traces.revision, where, str(zone()))
+    size = int(st.session_state.get("rows") or 100)
+    sort, descending = query_list.SORTS.get(st.session_state.get("sort", ""), ("started_at", True))
+    number = max(1, int(st.session_state.setdefault("page", 1)))
+    revision = runtime.traces.revision
+    matching, total, rows = query_page(revision, where, sort, descending, size, (number - 1) * size)
+    if matching and not rows:  # the list has become shorter than the page that was open
+        number = st.session_state["page"] = query_list.page_count(matching, size)
+        matching, total, rows = query_page(revision, where, sort, descending, size, (number - 1) * size)
 except RagError as error:
     st.html(cards.note("critical", f"<strong>{escape(error.message)}</strong>", escape(error.next_step)))
     st.stop()
@@ -71,34 +113,8 @@ if not total:
     st.html(cards.empty("Nothing has been asked yet.", "Ask a question; it is stored with its times and shown here."))
     st.page_link(page("ask"), label="Ask a question")
     st.stop()
-if table.empty:
+pager(matching, total, number, size)
+if rows:
+    st.html(query_list.rows_html(rows, now(), zone()))
+else:
     st.html(cards.empty(f"None of {plural(total, 'query', 'queries')} matches.", "Widen the time, or clear the filters above."))
-    st.stop()
-
-matching = f"{plural(len(table), 'query', 'queries')}" if len(table) == total else f"{len(table):,} of {total:,} queries"
-slowest = seconds(float(table["total"].max()))
-with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
-    st.html(f'<div class="rd rd-soft">{matching} · slowest {slowest} · times in {escape(zone())}</div>', width="content")
-    st.download_button(
-        "Download CSV",
-        lambda: exports.queries_csv(runtime.traces.search(where)),
-        "queries.csv",
-        "text/csv",
-        on_click="ignore",
-        type="tertiary",
-        help="Every query of this list, all columns.",
-    )
-event = st.dataframe(
-    table,
-    height=min(640, 35 * (len(table) + 1) + 2),
-    hide_index=True,
-    column_config=columns(),
-    key="list",
-    on_select="rerun",
-    selection_mode="single-row",
-    placeholder="–",
-    alt="Stored queries",
-)
-if event.selection.rows:
-    chosen = str(table["link"].iloc[event.selection.rows[0]])
-    st.switch_page(page("query"), query_params={"id": chosen.removeprefix("query?id=")})

@@ -1,21 +1,22 @@
-"""Routes of /api: ask, stored queries, health. The same under the dashboard and headless; receives the runtime, imports it not."""
+"""Routes of /api: ask, stored queries, health. Under the dashboard and headless alike; receives the runtime, imports it not."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import asdict, fields, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from rag.errors import RagError
 from rag.trace_store import QueryFilter, TraceStore
-from rag.types import Answer, Options
+from rag.types import Answer, Options, Outcome
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,10 @@ STATUS = {
     "timeout": 504,
 }
 MAX_PAGE = 1000
-BEAT_SECONDS = 5.0
+MAX_OFFSET = 10**12
+BEAT_SECONDS = 5.0  # a comment in a silent event stream, so that proxies keep it open
+LOOK_SECONDS = 0.5  # how often we look whether the client is still there
+FILTERS = ("text", "since", "until", "cold", "outcome", "slower_than", "model")
 
 
 class QueryJob(Protocol):
@@ -58,58 +62,76 @@ def routes(runtime: Callable[[], AskRuntime]) -> list[Route]:
     """The routes; `runtime` is asked at each request, so that importing and mounting build nothing."""
     api = _Api(runtime)
     return [
-        Route("/api/v1/ask", api.ask, methods=["POST"]),
-        Route("/api/v1/queries", api.queries, methods=["GET"]),
-        Route("/api/v1/queries/{id}", api.query, methods=["GET"]),
+        Route("/api/v1/ask", _mapped(api.ask), methods=["POST"]),
+        Route("/api/v1/queries", _mapped(api.queries), methods=["GET"]),
+        Route("/api/v1/queries/{id}", _mapped(api.query), methods=["GET"]),
         Route("/api/health", api.health, methods=["GET"]),
     ]
 
 
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def _mapped(endpoint: Endpoint) -> Endpoint:
+    """The endpoint with every RagError as the JSON error and status of its kind."""
+
+    async def mapped(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except RagError as problem:
+            return _refused(problem)
+
+    return mapped
+
+
 class _Api:
     def __init__(self, runtime: Callable[[], AskRuntime]) -> None:
-        self._runtime = runtime
+        self._get = runtime
+
+    async def _runtime(self) -> AskRuntime:
+        """The runtime; building it reads files, which must not hold up other requests. Raises RagError."""
+        try:
+            return await run_in_threadpool(self._get)
+        except RagError:
+            raise
+        except Exception as problem:
+            log.error("the runtime could not be built: %s", problem)
+            step = "The server's log and its first page say what to correct."
+            raise RagError("the server cannot start with its settings", next_step=step) from None
 
     async def ask(self, request: Request) -> Response:
         """`{"query": …}` with any option; answers an Answer, or server-sent events for `Accept: text/event-stream`."""
-        runtime = self._runtime()
-        try:
-            body = await _json_body(request)
-            question, options = _asked(body, runtime.default_options())
-            job = await run_in_threadpool(
-                lambda: runtime.submit_query(question, options, remote_parent=request.headers.get("traceparent"))
-            )
-        except RagError as problem:
-            return _refused(problem)
+        runtime = await self._runtime()
+        body = await _json_body(request)
+        question, options = _asked(body, runtime.default_options())
+        job = await run_in_threadpool(
+            lambda: runtime.submit_query(question, options, remote_parent=request.headers.get("traceparent"))
+        )
         if "text/event-stream" in request.headers.get("accept", "") or body.get("stream") is True:
             headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
             return StreamingResponse(_events(job, request), media_type="text/event-stream", headers=headers)
         async for _ in _followed(job, request):
             continue
         if job.result is None:
-            return _refused(RagError("the query ended without an answer", next_step="Look at the server's log."))
+            raise RagError("the query ended without an answer", next_step="Look at the server's log.")
         answer: Answer = job.result
         status = STATUS[answer.error.kind] if answer.outcome == "failed" and answer.error else 200
         return _json(answer.to_json(), status)
 
     async def queries(self, request: Request) -> Response:
         """Stored queries, newest first; `limit` (100), `offset`, and the filters of the page Queries. Says the whole count."""
-        try:
-            where, limit, offset = _filter(request.query_params)
-        except RagError as problem:
-            return _refused(problem)
-        traces = self._runtime().traces
+        where, limit, offset = _filter(request.query_params)
+        traces = (await self._runtime()).traces
         rows = await run_in_threadpool(lambda: traces.search(where, limit=limit, offset=offset))
         total = await run_in_threadpool(lambda: traces.count(where))
         return _json({"total": total, "limit": limit, "offset": offset, "queries": [asdict(row) for row in rows]})
 
     async def query(self, request: Request) -> Response:
         """One stored query: the Answer, with its spans for `?spans=1`."""
-        traces, key = self._runtime().traces, request.path_params["id"]
+        traces, key = (await self._runtime()).traces, request.path_params["id"]
         answer = await run_in_threadpool(lambda: traces.get(key))
         if answer is None:
-            return _refused(
-                RagError(f"no stored query has the id {key!r}", kind="not_found", next_step="List them at /api/v1/queries.")
-            )
+            raise RagError(f"no stored query has the id {key!r}", kind="not_found", next_step="List them at /api/v1/queries.")
         data = answer.to_json()
         if request.query_params.get("spans") == "1":
             data["spans"] = [span.to_json() for span in await run_in_threadpool(lambda: traces.spans(key))]
@@ -117,7 +139,10 @@ class _Api:
 
     async def health(self, request: Request) -> Response:
         """200 once the models are warm and the store is open, else 503 with what is missing. Open without a token."""
-        status = self._runtime().status()
+        try:
+            status = (await self._runtime()).status()
+        except RagError:
+            return _json({"status": "broken"}, 503)  # what is wrong is not for callers without a token
         failed = [model.name for model in status.models if model.state == "failed"]
         ready = not status.warming and status.store is None and not failed
         state = "ok" if ready else "warming" if status.warming else "degraded"
@@ -144,6 +169,10 @@ def _asked(body: Mapping[str, Any], defaults: Options) -> tuple[str, Options]:
     question = body.get("query", body.get("question"))
     if not isinstance(question, str):
         raise RagError("`query` is missing or no text", kind="bad_input", next_step='Send {"query": "…"}.')
+    if not isinstance(body.get("stream", False), bool):
+        raise RagError(f"stream is {body['stream']!r}", kind="bad_input", next_step="It takes true or false.")
+    if any("\ud800" <= character <= "\udfff" for value in body.values() if isinstance(value, str) for character in value):
+        raise RagError("a text has half a character (a lone surrogate)", kind="bad_input", next_step="Send valid Unicode.")
     kinds = {"hyde": str, "candidates": int, "keep": int, "rerank": bool, "caches": str, "model": str, "collection": str}
     known = {field.name for field in fields(Options)}
     changes: dict[str, Any] = {}
@@ -151,7 +180,11 @@ def _asked(body: Mapping[str, Any], defaults: Options) -> tuple[str, Options]:
         if key in ("query", "question", "stream"):
             continue
         if key not in known:
-            raise RagError(f"unknown key {key!r}", kind="bad_input", next_step=f"Known: query, stream, {', '.join(sorted(known))}.")
+            raise RagError(
+                f"unknown key {key!r}", kind="bad_input", next_step=f"Known: query, stream, {', '.join(sorted(known))}."
+            )
+        if value is None and key in ("model", "collection"):  # as the options of an Answer have them
+            continue
         wanted = kinds[key]
         if not isinstance(value, wanted) or wanted is int and isinstance(value, bool):
             raise RagError(f"{key} is {value!r}", kind="bad_input", next_step=f"It takes a value of type {wanted.__name__}.")
@@ -160,49 +193,71 @@ def _asked(body: Mapping[str, Any], defaults: Options) -> tuple[str, Options]:
 
 
 def _filter(given: Mapping[str, str]) -> tuple[QueryFilter, int, int]:
+    """The filter, limit and offset. What is misspelt is refused: ignoring it would show the wrong queries."""
+    if unknown := sorted(given.keys() - {*FILTERS, "limit", "offset"}):
+        raise _bad(f"unknown parameter {unknown[0]!r}", f"Known: limit, offset, {', '.join(FILTERS)}.")
     try:
         limit, offset = int(given.get("limit", "100")), int(given.get("offset", "0"))
         since, until, slower = (float(given[key]) if key in given else None for key in ("since", "until", "slower_than"))
     except ValueError as problem:
-        raise RagError(str(problem), kind="bad_input", next_step="limit, offset, since, until, slower_than are numbers.") from None
-    if not 1 <= limit <= MAX_PAGE or offset < 0:
-        raise RagError(f"limit {limit}, offset {offset}", kind="bad_input", next_step=f"limit is 1 to {MAX_PAGE}, offset from 0.")
-    cold = {"1": True, "0": False}.get(given.get("cold", ""))
-    outcome: Any = given.get("outcome")
-    return QueryFilter(text=given.get("text"), since=since, until=until, cold=cold, outcome=outcome, slower_than=slower), limit, offset
+        raise _bad(str(problem), "limit, offset, since, until, slower_than are numbers.") from None
+    if not 1 <= limit <= MAX_PAGE or not 0 <= offset <= MAX_OFFSET:
+        raise _bad(f"limit {limit}, offset {offset}", f"limit is 1 to {MAX_PAGE}, offset from 0.")
+    cold, outcome = given.get("cold"), given.get("outcome")
+    if cold not in (None, "0", "1"):
+        raise _bad(f"cold is {cold!r}", "It is 1 or 0.")
+    if outcome is not None and outcome not in get_args(Outcome):
+        raise _bad(f"outcome is {outcome!r}", f"It is one of {', '.join(get_args(Outcome))}.")
+    kind: Any = outcome
+    where = QueryFilter(given.get("text"), since, until, None if cold is None else cold == "1", kind, slower, given.get("model"))
+    return where, limit, offset
+
+
+def _bad(message: str, next_step: str) -> RagError:
+    return RagError(message, kind="bad_input", next_step=next_step)
 
 
 async def _followed(job: QueryJob, request: Request) -> AsyncIterator[dict[str, Any] | None]:
-    """The job's events; a client that went away cancels it."""
-    async for event in iterate_in_threadpool(job.follow(beat=BEAT_SECONDS if event_stream(request) else 0.5)):
+    """The job's events, and None after each silence of LOOK_SECONDS; a client that went away cancels the job.
+
+    The wait for an event cannot be broken off, so it is short: the end of a request waits for it.
+    """
+    looked = time.monotonic()
+    async for event in iterate_in_threadpool(job.follow(beat=LOOK_SECONDS)):
         yield event
-        if event is None and await request.is_disconnected():
-            job.cancel()
+        if event is None or time.monotonic() - looked > LOOK_SECONDS:
+            looked = time.monotonic()
+            if await request.is_disconnected():
+                job.cancel()
 
 
-def event_stream(request: Request) -> bool:
-    return "text/event-stream" in request.headers.get("accept", "")
-
-
-async def _events(job: QueryJob, request: Request) -> AsyncIterator[str]:
+async def _events(job: QueryJob, request: Request) -> AsyncIterator[bytes]:
     finished = False
+    sent = time.monotonic()
     try:
         async for event in _followed(job, request):
-            if event is None:
-                yield ": still running\n\n"
+            if event is not None:
+                yield f"id: {event['seq']}\nevent: {event['type']}\ndata: ".encode() + _bytes(event) + b"\n\n"
+            elif time.monotonic() - sent > BEAT_SECONDS:
+                yield b": still running\n\n"
+            else:
                 continue
-            data = json.dumps(event, ensure_ascii=False)
-            yield f"id: {event['seq']}\nevent: {event['type']}\ndata: {data}\n\n"
+            sent = time.monotonic()
         finished = True
     finally:
         if not finished:
             job.cancel()
 
 
+def _bytes(data: Any) -> bytes:
+    """JSON in UTF-8. A model or document may hold half a character; that is no reason to lose the answer."""
+    return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
 def _json(data: Any, status: int = 200) -> Response:
-    return JSONResponse(data, status)
+    return Response(_bytes(data), status, media_type="application/json")
 
 
 def _refused(problem: RagError) -> Response:
     error = {"kind": problem.kind, "message": problem.message, "address": problem.address, "next_step": problem.next_step}
-    return JSONResponse({"error": error}, STATUS[problem.kind])
+    return _json({"error": error}, STATUS[problem.kind])

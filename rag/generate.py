@@ -79,6 +79,8 @@ class ThinkFilter:
 
 def _tail(text: str, tag: str) -> int:
     """How many last characters of `text` could be the beginning of `tag`."""
+    if "<" not in text[1 - len(tag) :]:
+        return 0
     return next((size for size in range(min(len(tag) - 1, len(text)), 0, -1) if tag.startswith(text[-size:])), 0)
 
 

@@ -220,6 +220,7 @@ class _Run:
             note.where, note.address = ("in-process", None) if store.embedded else ("http", store.address)
             self.collection = store.use(self.clients.embedder.info, self.options.collection)
             note.rename(f"retrieval {self.collection}", collection=self.collection, model=None)
+            asked = self.stages.elapsed()
             found = store.search(
                 self.collection,
                 self.vector,
@@ -229,6 +230,7 @@ class _Run:
                 complete=complete,
                 timeout=self.control.timeout(60.0),
             )
+            note.compute = self.stages.elapsed() - asked
             note.network(store.round_trip_seconds, found.round_trips)
             self.candidates = fuse(found, limit)
         self.searched = True

@@ -59,7 +59,7 @@ class SpanNote:
             network = min(self.estimated_network, max(0.0, seconds - known))
         compute = timing.compute
         if not compute and self.compute is not None:
-            compute = max(0.0, self.compute - known)
+            compute = max(0.0, self.compute - known - (network or 0.0))
         elif not compute and network is not None:
             compute = max(0.0, seconds - known - network)
         other = max(0.0, seconds - known - compute - (network or 0.0))

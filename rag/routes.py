@@ -149,27 +149,35 @@ def fuse(found: Found, limit: int) -> tuple[Passage, ...]:
     Each keeps its rank and raw score by route; a rank is None where the route did not find it.
     """
     hits = {hit.id: hit for hit in (*found.sparse, *found.dense)}
-    ranks = {route: {hit.id: rank for rank, hit in enumerate(getattr(found, route), 1)} for route in ("dense", "sparse")}
-    scores = {
-        route: {**found.completed[route], **{hit.id: hit.score for hit in getattr(found, route)}} for route in ("dense", "sparse")
-    }
-    fused = {key: sum(1 / (RRF_K + ranked[key]) for ranked in ranks.values() if key in ranked) for key in hits}
-    best = sorted(hits, key=lambda key: (-fused[key], ranks["dense"].get(key, limit + 1), key))[:limit]
-    return tuple(_passage(hits[key], ranks, scores, rank, fused[key]) for rank, key in enumerate(best, 1))
+    dense_ranks = {hit.id: rank for rank, hit in enumerate(found.dense, 1)}
+    sparse_ranks = {hit.id: rank for rank, hit in enumerate(found.sparse, 1)}
+    dense_scores = {**found.completed["dense"], **{hit.id: hit.score for hit in found.dense}}
+    sparse_scores = {**found.completed["sparse"], **{hit.id: hit.score for hit in found.sparse}}
+    fused = {key: 1 / (RRF_K + rank) for key, rank in dense_ranks.items()}
+    for key, rank in sparse_ranks.items():
+        fused[key] = fused.get(key, 0.0) + 1 / (RRF_K + rank)
+    best = sorted(fused, key=lambda key: (-fused[key], dense_ranks.get(key, limit + 1), key))[:limit]
+    return tuple(
+        _passage(
+            hits[key],
+            {"dense": dense_ranks.get(key), "sparse": sparse_ranks.get(key), "fused": rank, "rerank": None},
+            {"dense": dense_scores.get(key), "sparse": sparse_scores.get(key), "fused": fused[key], "rerank": None},
+        )
+        for rank, key in enumerate(best, 1)
+    )
 
 
-def _passage(
-    hit: Hit, ranks: Mapping[str, Mapping[str, int]], scores: Mapping[str, Mapping[str, float]], rank: int, fused: float
-) -> Passage:
-    fields = hit.fields
+def _passage(hit: Hit, ranks: Mapping[str, int | None], scores: Mapping[str, float | None]) -> Passage:
+    field = hit.fields.get
     return Passage(
-        id=hit.id,
-        text=str(fields.get("text", "")),
-        source=str(fields.get("source", "")),
-        title=str(fields.get("title", "")),
-        location=fields.get("location") or None,
-        language=fields.get("language") or None,
-        document_id=fields.get("document_id") or None,
-        ranks={"dense": ranks["dense"].get(hit.id), "sparse": ranks["sparse"].get(hit.id), "fused": rank, "rerank": None},
-        scores={"dense": scores["dense"].get(hit.id), "sparse": scores["sparse"].get(hit.id), "fused": fused, "rerank": None},
+        hit.id,
+        str(field("text", "")),
+        str(field("source", "")),
+        str(field("title", "")),
+        field("location") or None,
+        field("language") or None,
+        field("document_id") or None,
+        False,
+        ranks,
+        scores,
     )

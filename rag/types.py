@@ -6,7 +6,7 @@ Times are seconds. None is "unknown or not applicable", never 0.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 STAGES = ("cache", "hyde", "embed", "search", "rerank", "generate")
@@ -47,7 +47,18 @@ class Passage:
     scores: Mapping[str, float | None] = field(default_factory=dict)
 
     def with_route(self, route: str, rank: int | None, score: float | None) -> Passage:
-        return replace(self, ranks={**self.ranks, route: rank}, scores={**self.scores, route: score})
+        return Passage(
+            self.id,
+            self.text,
+            self.source,
+            self.title,
+            self.location,
+            self.language,
+            self.document_id,
+            self.kept,
+            {**self.ranks, route: rank},
+            {**self.scores, route: score},
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +148,16 @@ class Stage:
     reason: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        data = asdict(self)
+        # by hand: `asdict` copies deeply, and this runs for every event of every query
+        data = {name: getattr(self, name) for name in _STAGE_FIELDS}
+        data["split"] = {name: getattr(self.split, name) for name in _SPLIT_FIELDS}
         if self.stage != "cache":  # the key `hit` belongs to the cache stage alone
             del data["hit"], data["reason"]
         return data
+
+
+_STAGE_FIELDS = tuple(Stage.__dataclass_fields__)
+_SPLIT_FIELDS = tuple(Split.__dataclass_fields__)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -204,19 +205,20 @@ def test_kill_during_queries_loses_nothing_that_was_answered(own: Path):
 def test_kill_during_ingestion_then_again_finishes_the_work(tmp_path: Path):
     notes = tmp_path / "notes"
     notes.mkdir()
-    for number in range(40):
+    for number in range(80):
         (notes / f"n{number}.md").write_text(f"# Note {number}\n\n" + f"Sentence {number} about the subject of pumps. " * 40)
     command = [sys.executable, "-m", "rag", "ingest", str(notes)]
     first = subprocess.Popen(command, cwd=ROOT, env=env(tmp_path / "data"), stderr=subprocess.PIPE, text=True)
     seen = ""
-    while " passages" not in seen or "0 passages" in seen:
-        seen = first.stderr.read(80)
-        assert seen, "it ended before it could be killed"
+    while not re.search(r"[1-9]\d* passages", seen):
+        piece = first.stderr.read(20)
+        assert piece, "it ended before it could be killed"
+        seen += piece
     first.kill()
     first.wait(20)
     done = rag(tmp_path / "data", "ingest", str(notes), "--json")
     summary = json.loads(done.stdout)
     assert done.returncode == 0, done.stderr
-    assert summary["added"] + summary["unchanged"] + summary["replaced"] == 40
+    assert summary["added"] + summary["unchanged"] + summary["replaced"] == 80
     again = json.loads(rag(tmp_path / "data", "ingest", str(notes), "--json").stdout)
-    assert again["unchanged"] == 40
+    assert again["unchanged"] == 80
