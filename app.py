@@ -59,17 +59,15 @@ async def lifespan(_: Any) -> AsyncIterator[None]:
             "listening on %s without a token: anybody who reaches this port can read and ask; set RAGDECK_TOKEN", rules.host
         )
     try:
-        running = runtime.get(f"http://127.0.0.1:{config.get_option('server.port')}")
+        runtime.started(f"http://127.0.0.1:{config.get_option('server.port')}")
     except Exception as problem:  # the page shows what is wrong; a server that does not start shows nothing
         log.error("the runtime could not be built: %s", problem)
-    else:
-        running.start()
     yield
     runtime.shut_down()
 
 
 app = st.App(
-    "ui/frame.py", lifespan=lifespan, routes=api.routes(runtime.get), middleware=[Middleware(Guard, policy=current_policy)]
+    "ui/frame.py", lifespan=lifespan, routes=api.routes(runtime.started), middleware=[Middleware(Guard, policy=current_policy)]
 )
 
 

@@ -352,7 +352,7 @@ def _sign_in_page(following: str, problem: str | None) -> str:
     said = f'<p role="alert">{html.escape(problem)}</p>' if problem else ""
     action = html.escape(f"{SIGN_IN}?next={quote(following)}", quote=True)
     return f"""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>RAG Deck · Sign in</title><style>
+<title>RAG Deck · Sign in</title><link rel="icon" href="data:,"><style>
 :root{{color-scheme:light dark}}body{{font:16px system-ui,sans-serif;max-width:22rem;margin:18vh auto;padding:0 1rem}}
 input,button{{font:inherit;width:100%;padding:.6rem;margin:.3rem 0;box-sizing:border-box}}[role=alert]{{color:#c2410c}}
 </style><h1>RAG Deck</h1><form method="post" action="{action}"><label>Token of this server

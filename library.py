@@ -113,7 +113,9 @@ class Library:
                 self._samples_done.touch()  # the user's own documents came first
                 return None
             begun.touch()
-            self.sample_job = self.submit([self._samples], label="sample corpus", after=self._samples_done.touch, id_prefix="sample:")
+            self.sample_job = self.submit(
+                [self._samples], label="sample corpus", after=self._samples_done.touch, id_prefix="sample:"
+            )
             return self.sample_job
 
     # 2) ingestion
@@ -190,5 +192,3 @@ class Library:
 def summary_json(summary: IngestSummary) -> dict[str, Any]:
     """The summary without the event's own keys."""
     return {key: value for key, value in summary.items() if key not in ("type", "seq", "at")}
-
-

@@ -114,6 +114,10 @@ class Runtime:
         except RagError as problem:
             log.warning("the language model at %s: %s. %s", problem.address, problem.message, problem.next_step)
 
+    @property
+    def stopped(self) -> bool:
+        return self._stopped
+
     def wait_warm(self, timeout: float | None = None) -> bool:
         """Wait until models are warm and the store is open; False when `timeout` seconds passed first."""
         return self._warm.wait(timeout)
@@ -219,7 +223,10 @@ def checked(options: Options, question: str, settings: Settings) -> Options:
         problem = ("the question is empty", "Type a question.")
     elif len(question) > settings.query.max_question_chars:
         limit = f"{settings.query.max_question_chars:,}"
-        problem = (f"the question has {len(question):,} characters; at most {limit} are taken", "Shorten it (query.max_question_chars).")
+        problem = (
+            f"the question has {len(question):,} characters; at most {limit} are taken",
+            "Shorten it (query.max_question_chars).",
+        )
     elif options.hyde not in ("off", "on", "auto"):
         problem = (f"hyde is {options.hyde!r}", "Choose off, on or auto.")
     elif options.caches not in ("use", "bypass", "refresh"):
@@ -244,6 +251,13 @@ def get(url: str | None = None) -> Runtime:
         if _current is None:
             _current = Runtime(load(), url)
         return _current
+
+
+def started(url: str | None = None) -> Runtime:
+    """`get()` and start it: for servers, where settings that were wrong at the start may have been corrected since."""
+    running = get(url)
+    running.start()
+    return running
 
 
 def shut_down() -> None:
@@ -273,7 +287,9 @@ def _models(settings: Settings, pool: ModelPool) -> tuple[PooledEmbedder, Pooled
         embedder = pool.add_embedder(models.embedder, makers.embedder(models.embedder, models.device, models.precision))
         reranker = pool.add_reranker(models.reranker, makers.reranker(models.reranker)) if settings.reranker.enabled else None
     except makers.UnknownModel as problem:
-        raise RagError(str(problem), kind="model", next_step="Change models.embedder or models.reranker in the settings.") from None
+        raise RagError(
+            str(problem), kind="model", next_step="Change models.embedder or models.reranker in the settings."
+        ) from None
     local = settings.llm.local_model
     chat = pool.add_chat_model(local, makers.chat(local, models.device, models.precision)) if local else None
     return embedder, reranker, chat

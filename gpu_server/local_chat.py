@@ -46,7 +46,9 @@ class TransformersChat:
         tokenized = time.perf_counter()
         limit = self._info.max_tokens
         if limit is not None and prompt_tokens + request.max_tokens > limit:
-            raise ValueError(f"the prompt has {prompt_tokens} tokens and {request.max_tokens} are asked for; {self._info.name} holds {limit}")
+            raise ValueError(
+                f"the prompt has {prompt_tokens} tokens and {request.max_tokens} are asked for; {self._info.name} holds {limit}"
+            )
         run = _Generation(self._model, self._tokenizer, inputs, request, time.monotonic() + request.timeout)
         try:
             yield from (Delta(text=text) for text in run.texts())

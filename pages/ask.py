@@ -84,11 +84,10 @@ def start_view() -> None:
 
 
 def recent_line(row: QueryRow) -> str:
-    link = f'<a href="{query_url(row.id)}">{escape(shortened(row.question, 110) or row.id)}</a>'
+    link = f'<a class="rd-plain" dir="auto" href="{query_url(row.id)}">{escape(shortened(row.question, 110) or row.id)}</a>'
     when = time_html(datetime.fromtimestamp(row.started_at, UTC), now(), zone())
     return (
-        f'<tr><td class="wrap rd-plain" dir="auto">{link}</td><td class="n">{seconds(row.total_seconds)}</td>'
-        f'<td class="n rd-soft">{when}</td></tr>'
+        f'<tr><td class="wrap">{link}</td><td class="n">{seconds(row.total_seconds)}</td><td class="n rd-soft">{when}</td></tr>'
     )
 
 

@@ -129,7 +129,7 @@ def job_card() -> None:
 st.title("Knowledge")
 known = runtime.knowledge()
 if known.problem is not None:
-    st.html(cards.problem_note(known.problem, f"Reading the store at {known.address}"))
+    st.html(cards.problem_note(known.problem, "Reading the passage store"))
     st.stop()
 if "removed" in st.session_state:
     st.html(cards.note("ok", escape(st.session_state.pop("removed"))))

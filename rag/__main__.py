@@ -77,12 +77,18 @@ def _ask_parser(parser: argparse.ArgumentParser) -> None:
     asked.add_argument("question", nargs="?")
     asked.add_argument("--query", metavar="TEXT", help="the question, as an option")
     asked.add_argument("--questions", type=Path, metavar="FILE", help="a file with a question a line")
-    parser.add_argument("--repeat", type=_positive, default=1, metavar="N", help="ask N times in this process: only the first is cold")
-    parser.add_argument("--hyde", choices=["off", "on", "auto"], help="write a hypothetical answer first (default: llm.default_hyde)")
+    parser.add_argument(
+        "--repeat", type=_positive, default=1, metavar="N", help="ask N times in this process: only the first is cold"
+    )
+    parser.add_argument(
+        "--hyde", choices=["off", "on", "auto"], help="write a hypothetical answer first (default: llm.default_hyde)"
+    )
     parser.add_argument("--candidates", type=_positive, metavar="N", help="passages that go into the reranker")
     parser.add_argument("--keep", type=_positive, metavar="N", help="passages that come out of it")
     parser.add_argument("--no-rerank", action="store_true", help="keep the fused order")
-    parser.add_argument("--caches", choices=["use", "bypass", "refresh"], help="default: use for one question, bypass for a series")
+    parser.add_argument(
+        "--caches", choices=["use", "bypass", "refresh"], help="default: use for one question, bypass for a series"
+    )
     parser.add_argument("--collection", help="base name of the collection (default: milvus.collection)")
     parser.add_argument("--api", metavar="URL", help="ask a running dashboard or `rag serve` instead of opening the store here")
     parser.set_defaults(run=_ask)
@@ -149,7 +155,8 @@ def _serve(given: argparse.Namespace) -> int:
     running.start()
     logging.getLogger().setLevel(logging.INFO)
     try:
-        uvicorn.run(Guard(Starlette(routes=api.routes(runtime.get)), rules), host=host, port=port, log_level="info", timeout_graceful_shutdown=10)
+        server = Guard(Starlette(routes=api.routes(runtime.started)), rules)
+        uvicorn.run(server, host=host, port=port, log_level="info", timeout_graceful_shutdown=10)
     except KeyboardInterrupt:  # uvicorn drains on SIGTERM and SIGINT, then raises the signal once more for us
         return 0
     finally:

@@ -34,6 +34,7 @@ STATUS = {
 }
 MAX_PAGE = 1000
 MAX_OFFSET = 10**12
+MAX_FILTER_CHARS = 20_000  # SQLite takes patterns of 50,000 bytes, and some characters are escaped
 BEAT_SECONDS = 5.0  # a comment in a silent event stream, so that proxies keep it open
 LOOK_SECONDS = 0.5  # how often we look whether the client is still there
 FILTERS = ("text", "since", "until", "cold", "outcome", "slower_than", "model")
@@ -203,13 +204,15 @@ def _filter(given: Mapping[str, str]) -> tuple[QueryFilter, int, int]:
         raise _bad(str(problem), "limit, offset, since, until, slower_than are numbers.") from None
     if not 1 <= limit <= MAX_PAGE or not 0 <= offset <= MAX_OFFSET:
         raise _bad(f"limit {limit}, offset {offset}", f"limit is 1 to {MAX_PAGE}, offset from 0.")
-    cold, outcome = given.get("cold"), given.get("outcome")
+    text, cold, outcome = given.get("text"), given.get("cold"), given.get("outcome")
+    if text is not None and (len(text) > MAX_FILTER_CHARS or "\0" in text):
+        raise _bad("text cannot be searched for", f"It has at most {MAX_FILTER_CHARS:,} characters, none of them NUL.")
     if cold not in (None, "0", "1"):
         raise _bad(f"cold is {cold!r}", "It is 1 or 0.")
     if outcome is not None and outcome not in get_args(Outcome):
         raise _bad(f"outcome is {outcome!r}", f"It is one of {', '.join(get_args(Outcome))}.")
     kind: Any = outcome
-    where = QueryFilter(given.get("text"), since, until, None if cold is None else cold == "1", kind, slower, given.get("model"))
+    where = QueryFilter(text, since, until, None if cold is None else cold == "1", kind, slower, given.get("model"))
     return where, limit, offset
 
 

@@ -57,7 +57,10 @@ class OpenAIChat:
                     listed = self._client.models.list(timeout=10.0).data
                 if not listed:
                     raise RagError(
-                        "the server lists no model", kind="model", address=self.address, next_step="Set VLLM_MODEL to the served model."
+                        "the server lists no model",
+                        kind="model",
+                        address=self.address,
+                        next_step="Set VLLM_MODEL to the served model.",
                     )
                 self._model = listed[0].id
             return self._model
@@ -192,7 +195,11 @@ def _diagnose(problem: Exception) -> tuple[Kind, str, str]:
     if isinstance(problem, (openai.BadRequestError, openai.UnprocessableEntityError)):
         return "bad_input", f"the server refused the request: {_said(problem)}", "Lower llm.context_tokens or llm.max_tokens."
     if isinstance(problem, openai.InternalServerError):
-        return "overloaded" if problem.status_code == 503 else "internal", f"the server failed: {_said(problem)}", "Look at its log."
+        return (
+            "overloaded" if problem.status_code == 503 else "internal",
+            f"the server failed: {_said(problem)}",
+            "Look at its log.",
+        )
     if transport or isinstance(problem, (openai.APIConnectionError, OSError)):
         cause = problem.__cause__ or problem
         return (
@@ -200,7 +207,11 @@ def _diagnose(problem: Exception) -> tuple[Kind, str, str]:
             f"the connection to the language model failed or broke off: {str(cause)[:300]}",
             "Check that the server runs at this address (VLLM_BASE_URL) and was not restarted.",
         )
-    return "bad_answer", f"the answer could not be read: {str(problem)[:300]}", "Check that VLLM_BASE_URL is an OpenAI-compatible server."
+    return (
+        "bad_answer",
+        f"the answer could not be read: {str(problem)[:300]}",
+        "Check that VLLM_BASE_URL is an OpenAI-compatible server.",
+    )
 
 
 def _is_transport(problem: Exception) -> bool:

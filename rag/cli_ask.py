@@ -47,7 +47,9 @@ def _questions(given: argparse.Namespace) -> list[str]:
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as problem:
-        raise RagError(f"cannot read {path}: {problem}", kind="bad_input", next_step="Give a text file with a question a line.") from None
+        raise RagError(
+            f"cannot read {path}: {problem}", kind="bad_input", next_step="Give a text file with a question a line."
+        ) from None
     found = [line for line in lines if line]
     if not found:
         raise RagError(f"{path} has no question", kind="bad_input", next_step="Write a question a line.")

@@ -50,5 +50,9 @@ def _show(event: dict[str, Any]) -> None:
         print(f"\r{event['files_done']} of {event['files']} files, {event['passages']} passages, {rate:.1f} a second{rest}   ",
               end="", file=sys.stderr, flush=True)  # fmt: skip
     elif event["type"] == "ingest_finished":
-        counts = ", ".join(f"{event[key]} {key}" for key in ("added", "replaced", "unchanged", "failed", "skipped") if event.get(key))
-        print(f"\r{counts or 'nothing to do'}: {event['passages']} passages in {event['seconds']:.1f} s{' ' * 30}", file=sys.stderr)
+        counts = ", ".join(
+            f"{event[key]} {key}" for key in ("added", "replaced", "unchanged", "failed", "skipped") if event.get(key)
+        )
+        print(
+            f"\r{counts or 'nothing to do'}: {event['passages']} passages in {event['seconds']:.1f} s{' ' * 30}", file=sys.stderr
+        )

@@ -40,7 +40,13 @@ def citations(answer: str, passages: Sequence[Passage]) -> tuple[Citation, ...]:
     """The passages that the answer cites as [n], in order of first mention; numbers that name no passage are left out."""
     numbers = dict.fromkeys(int(match) for match in CITATION.findall(answer))
     return tuple(
-        Citation(number, passages[number - 1].id, passages[number - 1].source, passages[number - 1].title, passages[number - 1].location)
+        Citation(
+            number,
+            passages[number - 1].id,
+            passages[number - 1].source,
+            passages[number - 1].title,
+            passages[number - 1].location,
+        )
         for number in numbers
         if 1 <= number <= len(passages)
     )

@@ -265,7 +265,8 @@ class _Run:
             note.timing = scores.timing
             order = sorted(range(len(texts)), key=lambda index: (-float(scores.values[index]), index))
             ordered = tuple(
-                self.candidates[index].with_route("rerank", rank, float(scores.values[index])) for rank, index in enumerate(order, 1)
+                self.candidates[index].with_route("rerank", rank, float(scores.values[index]))
+                for rank, index in enumerate(order, 1)
             )
         self.candidates = ordered
         self._keep(ordered[: self.options.keep])
@@ -324,7 +325,9 @@ class _Run:
         self.ttft = self.first_token - started
         note.handle.first_token()
 
-    def _stream(self, chat: ChatModel, request: ChatRequest, note: SpanNote, *, is_answer: bool = False) -> Generator[str, None, None]:
+    def _stream(
+        self, chat: ChatModel, request: ChatRequest, note: SpanNote, *, is_answer: bool = False
+    ) -> Generator[str, None, None]:
         """The answer text of one completion as it comes, reasoning left out; fills the span with what is learnt of it."""
         note.describe(chat.info, "")
         note.handle.set(stream=True, max_tokens=request.max_tokens, temperature=request.temperature)
@@ -406,4 +409,3 @@ def _passage_json(passage: Passage) -> dict[str, Any]:
         "ranks": dict(passage.ranks),
         "scores": dict(passage.scores),
     }
-

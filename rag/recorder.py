@@ -142,7 +142,12 @@ class Recorder:
         timing = note.timing
         note.handle.timing(
             device=note.device,
-            load=split.load, queue=split.queue, tokenize=split.tokenize, compute=split.compute, network=split.network, cold=timing.cold
+            load=split.load,
+            queue=split.queue,
+            tokenize=split.tokenize,
+            compute=split.compute,
+            network=split.network,
+            cold=timing.cold,
         )
 
     def _book(self, stage: str, label: str, note: SpanNote) -> None:
@@ -181,7 +186,9 @@ def stage_error(stage: str, problem: Exception, address: str | None = None) -> S
     if isinstance(problem, StageError):
         return problem
     if isinstance(problem, RagError):
-        return StageError(stage, problem.message, kind=problem.kind, address=problem.address or address, next_step=problem.next_step)
+        return StageError(
+            stage, problem.message, kind=problem.kind, address=problem.address or address, next_step=problem.next_step
+        )
     kind, next_step = _foreign(problem)
     return StageError(stage, f"{type(problem).__name__}: {str(problem)[:500]}", kind=kind, address=address, next_step=next_step)
 

@@ -179,7 +179,9 @@ class Store:
         schema.add_field("sparse", DataType.SPARSE_FLOAT_VECTOR)
         if not embedder.learned_sparse:
             schema.add_function(
-                Function(name="bm25", function_type=FunctionType.BM25, input_field_names=["indexed"], output_field_names=["sparse"])
+                Function(
+                    name="bm25", function_type=FunctionType.BM25, input_field_names=["indexed"], output_field_names=["sparse"]
+                )
             )
         index = self._client.prepare_index_params()
         index.add_index("dense", index_type="FLAT" if self.embedded else "AUTOINDEX", metric_type="COSINE")
@@ -280,7 +282,9 @@ class Store:
     def _rows(self, name: str, expression: str, fields: list[str]) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
         with self._mapped("read the documents"):
-            pages = self._client.query_iterator(name, filter=expression, output_fields=fields, batch_size=2000, timeout=self._timeout)
+            pages = self._client.query_iterator(
+                name, filter=expression, output_fields=fields, batch_size=2000, timeout=self._timeout
+            )
             while page := pages.next():
                 rows.extend(dict(row) for row in page)
             pages.close()
@@ -315,7 +319,10 @@ class Store:
     ) -> None:
         """Upsert passages in the given order. `passages` and `ingested_at` go onto marker rows (position 0)."""
         self._refuse_read_only()
-        data = [_entity(row, vectors[index], sparse[index] if sparse else None, passages, ingested_at) for index, row in enumerate(rows)]
+        data = [
+            _entity(row, vectors[index], sparse[index] if sparse else None, passages, ingested_at)
+            for index, row in enumerate(rows)
+        ]
         with self._write_lock, self._mapped("write passages"):
             for start in range(0, len(data), WRITE_BATCH):
                 self._client.upsert(name, data[start : start + WRITE_BATCH], timeout=self._timeout)
@@ -374,7 +381,8 @@ class Store:
             if not complete or self.mapping is not None or not (missing_dense or missing_sparse):
                 return Found(dense, sparse_hits, completed, round_trips=1)
             more_dense, more_sparse = self._both(
-                lambda: routes.dense(len(missing_dense), missing_dense), lambda: routes.sparse(len(missing_sparse), missing_sparse)
+                lambda: routes.dense(len(missing_dense), missing_dense),
+                lambda: routes.sparse(len(missing_sparse), missing_sparse),
             )
         completed["dense"] = {hit.id: hit.score for hit in more_dense}
         completed["sparse"] = {**dict.fromkeys(missing_sparse, 0.0), **{hit.id: hit.score for hit in more_sparse}}
@@ -398,9 +406,7 @@ class Store:
         except (MilvusException, ValueError, OSError, TimeoutError) as problem:
             kind, next_step = _diagnose(problem, self.embedded)
             text = getattr(problem, "message", None) or str(problem)
-            raise RagError(
-                f"could not {doing}: {text[:500]}", kind=kind, address=self.address, next_step=next_step
-            ) from problem
+            raise RagError(f"could not {doing}: {text[:500]}", kind=kind, address=self.address, next_step=next_step) from problem
 
 
 def _entity(
@@ -445,4 +451,7 @@ def _diagnose(problem: Exception, embedded: bool) -> tuple[Kind, str]:
         return "model", "The collection was filled by another embedder; choose that one or ingest again."
     if embedded:
         return "internal", "Look at the log; if the store's folder is damaged, move it away and ingest again."
-    return "connection", "Check that Milvus runs at this address (MILVUS_URI, or MILVUS_HOST and MILVUS_PORT) and that a firewall lets it through."
+    return (
+        "connection",
+        "Check that Milvus runs at this address (MILVUS_URI, or MILVUS_HOST and MILVUS_PORT) and that a firewall lets it through.",
+    )

@@ -21,12 +21,23 @@ ROOT = Path(__file__).parents[1]
 
 def rag(data: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "rag", *arguments], cwd=ROOT, env=env(data, **environment), capture_output=True, text=True, timeout=150
+        [sys.executable, "-m", "rag", *arguments],
+        cwd=ROOT,
+        env=env(data, **environment),
+        capture_output=True,
+        text=True,
+        timeout=150,
     )
 
 
 def env(data: Path, **more: str) -> dict[str, str]:
-    return {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "RAGDECK_DATA": str(data), "HF_HUB_OFFLINE": "1", **more}
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": os.environ.get("HOME", "/"),
+        "RAGDECK_DATA": str(data),
+        "HF_HUB_OFFLINE": "1",
+        **more,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +46,12 @@ def own(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("own")
     notes = folder / "notes"
     notes.mkdir()
-    (notes / "pump.md").write_text("# Pump manual\n\n## Valve\n\nThe red valve of the cooling pump opens at 4.2 bar.\n", encoding="utf-8")
-    (notes / "fan.md").write_text("# Fan manual\n\nThe fan turns at 2,400 rpm when the heat sink is above 60 degrees.\n", encoding="utf-8")
+    (notes / "pump.md").write_text(
+        "# Pump manual\n\n## Valve\n\nThe red valve of the cooling pump opens at 4.2 bar.\n", encoding="utf-8"
+    )
+    (notes / "fan.md").write_text(
+        "# Fan manual\n\nThe fan turns at 2,400 rpm when the heat sink is above 60 degrees.\n", encoding="utf-8"
+    )
     pdf = FPDF()
     for text in ("This report is about turbines in general.", "The turbine blade of model Zephyr weighs 318 kilograms."):
         pdf.add_page()
@@ -99,7 +114,9 @@ def test_questions_from_a_file_and_options_reach_the_path(own: Path, tmp_path: P
     answers = json.loads(done.stdout)["answers"]
     assert len(answers) == 2
     assert all(len(answer["passages"]) <= 2 for answer in answers)
-    assert all(stage["skipped"] == "switched off" for answer in answers for stage in answer["stages"] if stage["stage"] == "rerank")
+    assert all(
+        stage["skipped"] == "switched off" for answer in answers for stage in answer["stages"] if stage["stage"] == "rerank"
+    )
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ def test_a_reader_cannot_change_the_log() -> None:
 
 
 def test_many_followers_lose_nothing() -> None:
-    """Two writers' worth of switching for forty readers: each sees every event once, in order, and ends."""
+    """Threads switch as often as they can: each of twenty readers sees every event once, in order, and ends."""
     switch = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:

@@ -11,9 +11,10 @@ import runtime
 from rag.trace_rows import QueryFilter, QueryRow
 
 
+@st.cache_resource(show_spinner=False, validate=lambda running: not running.stopped)
 def the_runtime() -> runtime.Runtime:
-    """The process's runtime. Not cached here: `runtime.get` is the singleton, and `shut_down` must be able to replace it."""
-    return runtime.get()
+    """The process's runtime and with it the model pool; a stopped one is replaced."""
+    return runtime.started()
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)

@@ -36,11 +36,11 @@ def empty(title: str, *next_steps: str) -> str:
     return note("unknown", f"<strong>{escape(title)}</strong>", *(escape(step) for step in next_steps))
 
 
-def problem_note(problem: Problem, what: str = "The query") -> str:
-    """What failed, where, and what to do about it."""
-    where = f" in {escape(problem.stage)}" if problem.stage else ""
+def problem_note(problem: Problem, what: str | None = None) -> str:
+    """What failed, where, and what to do about it. `what` names it where it is not a query, which fails in a stage."""
+    where = f" in {escape(problem.stage)}" if problem.stage and what is None else ""
     at = f' at <span class="rd-mono">{escape(problem.address)}</span>' if problem.address else ""
-    head = f"<strong>{escape(what)} failed{where}</strong>{at} ({escape(problem.kind)})"
+    head = f"<strong>{escape(what or 'The query')} failed{where}</strong>{at} ({escape(problem.kind)})"
     step = f"<strong>Next:</strong> {escape(problem.next_step)}" if problem.next_step else ""
     return note("critical", head, escape(problem.message), step)
 

@@ -52,7 +52,7 @@ def main() -> None:
     chosen.run()
 
 
-_SETTINGS_STEP = "Correct them in the environment, .env or dashboard.toml, then reload this page."
+_SETTINGS_STEP = "Correct .env or dashboard.toml and reload this page; after a change of the environment start RAG Deck again."
 
 
 def _cannot_start(title: str, lines: list[str], next_step: str) -> None:

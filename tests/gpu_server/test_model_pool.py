@@ -1,7 +1,8 @@
-"""The pool: one load for all who ask, who is cold, what a failed load and a deadline do. The models are fakes with known answers."""
+"""The pool: one load for all who ask, who is cold, what a failed load and a deadline do. The models are fakes."""
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -120,6 +121,12 @@ def wait_for(happened: Callable[[], bool]) -> None:
         threading.Event().wait(0.005)
 
 
+def stands_in(thread: threading.Thread, function: str, variable: str) -> bool:
+    """Whether the thread waits in this function of the pool, past the line that sets the variable."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    return frame is not None and frame.f_code.co_name == function and variable in frame.f_locals
+
+
 # 1) loading
 
 
@@ -162,19 +169,11 @@ def test_who_waited_for_a_load_that_failed_gets_its_error_and_no_load_of_its_own
     first, outcome = at_once(1, lambda: embedder.embed(["x"]))
     assert maker.entered.wait(PATIENCE)
     others, outcomes = at_once(9, lambda: embedder.embed(["x"]))
-    wait_for(lambda: all(thread.is_alive() for thread in others) and waiting_in_model(others) == 9)
+    wait_for(lambda: all(stands_in(thread, "model", "attempts") for thread in others))
     gate.set()
     join([*first, *others])
     assert maker.tries == 1
     assert [str(problem) for problem in (*outcome, *outcomes)] == ["no weights"] * 10
-
-
-def waiting_in_model(threads: list[threading.Thread]) -> int:
-    """How many stand in `Slot.model`, that is at its lock."""
-    import sys
-
-    frames = sys._current_frames()
-    return sum(frames[thread.ident].f_code.co_name == "model" for thread in threads if thread.ident in frames)
 
 
 # 2) cold and warm
@@ -203,18 +202,11 @@ def test_waiting_for_somebody_elses_first_run_is_cold() -> None:
     first, one = at_once(1, lambda: embedder.embed(["x"]).timing)
     assert model.entered.wait(PATIENCE)
     second, other = at_once(1, lambda: embedder.embed(["x"]).timing)
-    wait_for(lambda: waiting_in_turn(second))
+    wait_for(lambda: stands_in(second[0], "turn", "loaded"))
     gate.set()
     join([*first, *second])
     assert one[0].cold and other[0].cold and other[0].queue > 0
     assert not embedder.embed(["x"]).timing.cold
-
-
-def waiting_in_turn(threads: list[threading.Thread]) -> bool:
-    import sys
-
-    frames = sys._current_frames()
-    return all(thread.ident in frames and frames[thread.ident].f_code.co_name == "turn" for thread in threads)
 
 
 def test_a_first_run_that_failed_does_not_warm() -> None:

@@ -1,4 +1,4 @@
-"""The starter models, with the real weights: meanings near and far, what is cut, batches that change nothing; and the blend's edges."""
+"""The starter models with the real weights: near and far meanings, what is cut, batches that change nothing; the blend."""
 
 from __future__ import annotations
 

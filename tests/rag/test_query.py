@@ -51,7 +51,9 @@ def fill(store: Store, embedder) -> None:
     store.flush(name)
 
 
-def run(question: str, clients: Clients, options: Options = Options(), control: Control | None = None) -> tuple[list[dict], Finished]:
+def run(
+    question: str, clients: Clients, options: Options = Options(), control: Control | None = None
+) -> tuple[list[dict], Finished]:
     steps, events = answer(question, options, clients, control), []
     while True:
         try:
@@ -202,7 +204,9 @@ def test_a_deadline_in_the_past_is_a_timeout(clients):
     assert done.answer.error.kind == "timeout"
 
 
-@pytest.mark.parametrize("question", ["???", "🙂" * 50, "a" * 20_000, "'; DROP TABLE --", "\x00\x01", "זיכרון המאיץ", '{"a": [1]}'])
+@pytest.mark.parametrize(
+    "question", ["???", "🙂" * 50, "a" * 20_000, "'; DROP TABLE --", "\x00\x01", "זיכרון המאיץ", '{"a": [1]}']
+)
 def test_odd_questions_are_answered(clients, question):
     _, done = run(question, clients)
     assert done.answer.outcome == "answered", done.answer.error
@@ -215,7 +219,9 @@ def test_a_question_longer_than_the_embedder_takes_says_so(clients):
 
 def test_the_answer_survives_json(clients):
     _, done = run("Why is it slow?", clients)
-    assert Answer.from_json(json.loads(json.dumps(done.answer.to_json()))).to_json() == json.loads(json.dumps(done.answer.to_json()))
+    assert Answer.from_json(json.loads(json.dumps(done.answer.to_json()))).to_json() == json.loads(
+        json.dumps(done.answer.to_json())
+    )
 
 
 def test_spans_carry_stage_split_and_device(clients):
@@ -243,5 +249,3 @@ def test_queries_side_by_side_do_not_mix(clients):
         thread.join(60)
     assert len({answer.id for answer in found.values()}) == 12
     assert all(found[number].passages[0].id == keys[number % 4] for number in range(12))
-
-

@@ -26,7 +26,9 @@ def model(identity: str = "tiny-4-mean-00", dimension: int = 4, learned_sparse: 
 
 
 def row(position: int, text: str, document: str = "doc", content: str = "v1", title: str = "Title") -> PassageRow:
-    return PassageRow(f"{document}-{content}-{position}", document, content, position, text, title, f"{document}.md", "Part", "en")
+    return PassageRow(
+        f"{document}-{content}-{position}", document, content, position, text, title, f"{document}.md", "Part", "en"
+    )
 
 
 def unit(*values: float) -> np.ndarray:
@@ -45,7 +47,9 @@ def store(tmp_path: Path):
 def filled(store: Store) -> tuple[Store, str]:
     name = store.use(model())
     rows = [row(0, "the reranker is slow"), row(1, "the embedder is quick"), row(2, "קטע בעברית על זיכרון")]
-    store.write_document(name, rows, np.stack([unit(1, 0, 0, 0), unit(0, 1, 0, 0), unit(0.9, 0.1, 0, 0)]), None, "2026-01-01T00:00:00Z")
+    store.write_document(
+        name, rows, np.stack([unit(1, 0, 0, 0), unit(0, 1, 0, 0), unit(0.9, 0.1, 0, 0)]), None, "2026-01-01T00:00:00Z"
+    )
     store.flush(name)
     return store, name
 
@@ -121,7 +125,7 @@ def test_a_document_is_listed_by_its_marker_and_removed_whole(filled):
 
 def test_quotes_and_foreign_letters_in_ids_do_not_break_the_filter(store: Store):
     name = store.use(model())
-    odd = 'a"b\\c é \' זה'
+    odd = "a\"b\\c é ' זה"
     passage = PassageRow("id0", odd, 'v"1', 0, "x", "Title", "odd.md")
     store.write_document(name, [passage], unit(1, 0, 0, 0)[None], None, "t")
     assert store.remove_document(name, odd) == 1
@@ -213,7 +217,9 @@ def test_a_held_store_says_by_whom_and_how_to_go_on(tmp_path: Path, store: Store
         "try: Store(uri=None, data_dir=Path(sys.argv[1]), collection='x').open()\n"
         "except HeldError as e: print(e.pid, e.message, e.next_step)"
     )
-    said = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=60).stdout
+    said = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=60
+    ).stdout
     assert said.startswith(str(os.getpid()))
     assert "MILVUS_URI" in said
 

@@ -1,0 +1,1 @@
+"""Readings of machines and services. Knows nothing of rag or gpu_server. To come."""
