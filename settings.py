@@ -95,7 +95,7 @@ class _Layers(NamedTuple):
 
 
 def load(environ: Mapping[str, str] | None = None, root: Path | None = None) -> Settings:
-    """Settings from the environment, and from `.env`, `dashboard.toml` and `data/edited.toml` in `root` (default: this file's folder).
+    """Settings from the environment, and from `.env`, `dashboard.toml`, `data/edited.toml` in `root` (default: this folder).
 
     Empty variables count as unset. Raises SettingsError with every problem found.
     """

@@ -2,8 +2,8 @@
 
     python -m benchmarks.bench_pages [--queries 10000] [--rounds 5]
 
-Each visit is a new browser process with an empty profile. The stored queries are synthetic. "Start" is from the process's start to
-the first page being usable, and to the models being warm, with the files in the disk cache.
+Each visit is a new browser process with an empty profile. The stored queries are synthetic. "Start" is from the process's start
+to the first page being usable, and to the models being warm, with the files in the disk cache.
 """
 
 from __future__ import annotations

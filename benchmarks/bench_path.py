@@ -3,8 +3,8 @@
     python -m benchmarks.bench_path [--queries 200]
 
 Side by side in one run: the same questions with tracing and storing, and with neither. "Own" time is the query's total minus
-what was spent inside the embedder, the store, the reranker and the language model, each timed from outside. The language model is
-a fake that streams 50 pieces at once, so that the cost of streaming counts. Passages are recombined sentences of the sample corpus.
+what was spent inside the embedder, the store, the reranker and the language model, each timed from outside. The language model
+is a fake that streams 50 pieces at once, so that streaming counts. Passages are recombined sentences of the sample corpus.
 """
 
 from __future__ import annotations

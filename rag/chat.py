@@ -164,7 +164,7 @@ def _deltas(chunk: Any) -> Iterator[Delta]:
         yield Delta(prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens)
 
 
-class mapped:  # noqa: N801 - reads as a verb, `with mapped(address):`
+class mapped:
     """Turns the errors of openai and httpx into RagErrors that name the address and what to check."""
 
     def __init__(self, address: str) -> None:

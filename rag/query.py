@@ -250,7 +250,7 @@ class _Run:
             self._keep(self.candidates[:keep])
         else:
             yield from self._score(reranker)
-        yield {"type": "passages", "passages": [_passage_json(passage) for passage in self.candidates]}
+        yield {"type": "passages", "passages": [passage.to_json() for passage in self.candidates]}
 
     def _score(self, reranker: Reranker) -> Events:
         self.control.check()
@@ -273,7 +273,7 @@ class _Run:
         yield self.stages.finished("rerank")
 
     def _keep(self, kept: tuple[Passage, ...]) -> None:
-        self.kept = tuple(replace(passage, kept=True) for passage in kept)
+        self.kept = tuple(passage._replace(kept=True) for passage in kept)
         self.candidates = (*self.kept, *self.candidates[len(kept) :])
 
     # 6) generate
@@ -394,18 +394,3 @@ def _rate(completion: int | None, first: float | None, ended: float) -> float | 
     if completion is None or first is None or completion < 2 or ended <= first:
         return None
     return (completion - 1) / (ended - first)
-
-
-def _passage_json(passage: Passage) -> dict[str, Any]:
-    return {
-        "id": passage.id,
-        "text": passage.text,
-        "source": passage.source,
-        "title": passage.title,
-        "location": passage.location,
-        "language": passage.language,
-        "document_id": passage.document_id,
-        "kept": passage.kept,
-        "ranks": dict(passage.ranks),
-        "scores": dict(passage.scores),
-    }

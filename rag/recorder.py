@@ -126,8 +126,6 @@ class Recorder:
                 except Exception as problem:
                     failure = stage_error(stage, problem, note.address)
                     raise failure from problem
-                finally:
-                    self._time(note, stage)
         except StageError:
             if not can_degrade or failure is None:
                 raise
@@ -136,10 +134,10 @@ class Recorder:
         if failure is not None:
             self.degrade(stage, f"{_DEGRADED[stage]}: {failure.message}")
 
-    def _time(self, note: SpanNote, stage: str) -> None:
-        """Write the split onto the span just before it ends."""
-        split = note.split(self.elapsed() - note.handle.start_seconds)
-        timing = note.timing
+    def _book(self, stage: str, label: str, note: SpanNote) -> None:
+        """Write the split onto the ended span, the interval onto the time axis, and both onto the stage's sum."""
+        seconds = note.handle.seconds or 0.0
+        split, cold = note.split(seconds), note.timing.cold
         note.handle.timing(
             device=note.device,
             load=split.load,
@@ -147,15 +145,11 @@ class Recorder:
             tokenize=split.tokenize,
             compute=split.compute,
             network=split.network,
-            cold=timing.cold,
+            cold=cold,
         )
-
-    def _book(self, stage: str, label: str, note: SpanNote) -> None:
-        seconds = note.handle.seconds or 0.0
-        split = note.split(seconds)
         if note.estimated_network is not None:
             label = f"{label} (network estimated)"
-        self._timeline.append(Interval(stage, note.handle.start_seconds, seconds, label, split, note.timing.cold))
+        self._timeline.append(Interval(stage, note.handle.start_seconds, seconds, label, split, cold))
         known = self._stages.get(stage) or Stage(stage)
         self._stages[stage] = replace(
             known,

@@ -453,5 +453,5 @@ def _diagnose(problem: Exception, embedded: bool) -> tuple[Kind, str]:
         return "internal", "Look at the log; if the store's folder is damaged, move it away and ingest again."
     return (
         "connection",
-        "Check that Milvus runs at this address (MILVUS_URI, or MILVUS_HOST and MILVUS_PORT) and that a firewall lets it through.",
+        "Check that Milvus runs at this address (MILVUS_URI, or MILVUS_HOST and MILVUS_PORT) and that no firewall is between.",
     )

@@ -157,7 +157,7 @@ def started_unix(answer: Answer) -> float:
 
 def without_content(answer: Answer) -> Answer:
     """The answer without what the user asked, what was said, and what the documents say; all measurements stay."""
-    passages = tuple(replace(passage, text="") for passage in answer.passages)
+    passages = tuple(passage._replace(text="") for passage in answer.passages)
     return replace(answer, question="", answer="", prompt=(), hyde_text=None, passages=passages)
 
 
@@ -232,7 +232,7 @@ def _stage_rows(answer: Answer, started: float) -> list[tuple[Any, ...]]:
     ]
 
 
-_PASSAGE_KEYS = tuple(f.name for f in fields(Passage) if f.name not in _TEXT_FIELDS)
+_PASSAGE_KEYS = tuple(name for name in Passage._fields if name not in _TEXT_FIELDS)
 
 
 def _answer_body(answer: Answer, hashes: Sequence[bytes], content: bool) -> dict[str, Any]:

@@ -6,8 +6,9 @@ Times are seconds. None is "unknown or not applicable", never 0.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, is_dataclass
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 STAGES = ("cache", "hyde", "embed", "search", "rerank", "generate")
 ROUTES = ("dense", "sparse", "fused", "rerank")
@@ -31,9 +32,14 @@ class Options:
     collection: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Passage:
-    """A stored passage as one query saw it. `ranks` count from 1; `scores` are raw; keys are those of ROUTES."""
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+class Passage(NamedTuple):
+    """A stored passage as one query saw it. `ranks` count from 1; `scores` are raw; keys are those of ROUTES.
+
+    A named tuple, because each query makes a hundred of them and a frozen dataclass costs four times as much to make.
+    """
 
     id: str
     text: str
@@ -43,27 +49,19 @@ class Passage:
     language: str | None = None
     document_id: str | None = None
     kept: bool = False
-    ranks: Mapping[str, int | None] = field(default_factory=dict)
-    scores: Mapping[str, float | None] = field(default_factory=dict)
+    ranks: Mapping[str, int | None] = _NOTHING
+    scores: Mapping[str, float | None] = _NOTHING
 
     def with_route(self, route: str, rank: int | None, score: float | None) -> Passage:
-        return Passage(
-            self.id,
-            self.text,
-            self.source,
-            self.title,
-            self.location,
-            self.language,
-            self.document_id,
-            self.kept,
-            {**self.ranks, route: rank},
-            {**self.scores, route: score},
-        )
+        return self._replace(ranks={**self.ranks, route: rank}, scores={**self.scores, route: score})
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self._asdict(), "ranks": dict(self.ranks), "scores": dict(self.scores)}
 
 
 @dataclass(frozen=True, slots=True)
 class PassageRow:
-    """A passage to store. `id` is stable: the same document content gives the same ids. `position` counts from 0 in its document."""
+    """A passage to store. `id` is stable: the same content gives the same ids. `position` counts from 0 in its document."""
 
     id: str
     document_id: str
@@ -214,8 +212,7 @@ class Answer:
         return any(stage.cold for stage in self.stages)
 
     def to_json(self) -> dict[str, Any]:
-        data = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-        data["stages"] = [stage.to_json() for stage in self.stages]
+        data: dict[str, Any] = {name: _plain(getattr(self, name)) for name in self.__dataclass_fields__}
         data["cold"] = self.cold
         return data
 
@@ -245,4 +242,18 @@ class Answer:
 
 
 def _known(kind: type[Any], data: Mapping[str, Any]) -> Any:
-    return kind(**{key: data[key] for key in kind.__dataclass_fields__ if key in data})
+    names = kind._fields if kind is Passage else kind.__dataclass_fields__
+    return kind(**{key: data[key] for key in names if key in data})
+
+
+def _plain(value: Any) -> Any:
+    """JSON's types for a field of an Answer; nothing of the Answer is shared with what comes back."""
+    if isinstance(value, (Passage, Stage)):
+        return value.to_json()
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if is_dataclass(value):
+        return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return value

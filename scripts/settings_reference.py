@@ -1,4 +1,4 @@
-"""Write docs/settings.md, dashboard.example.toml and .env.example from the settings themselves: `python scripts/settings_reference.py`."""
+"""`python scripts/settings_reference.py` writes docs/settings.md, dashboard.example.toml and .env.example."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import tomli_w
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from settings import SECRETS, Row, Settings, reference
+from settings import SECRETS, Row, Settings, reference  # noqa: E402
 
 INTRODUCTION = """\
 # Settings
 
-Made from the field descriptions in `_settings_models.py` by `python scripts/settings_reference.py`; a test fails when they differ.
+Made from the field descriptions in `_settings_models.py` by `scripts/settings_reference.py`; a test fails when they differ.
 
 A value comes from the first of these that has one:
 

@@ -128,7 +128,7 @@ def test_every_variable_reaches_its_key(tmp_path: Path) -> None:
     examples = {"RERANKER_TOP_K": "50", "RERANKER_RETURN_K": "9", "DEVICE": "cuda:1", "RAGDECK_ALLOWED_HOSTS": "a.example, b.example",
                 "RAGDECK_ALLOWED_ORIGINS": "https://a.example"}  # fmt: skip
     examples |= {variable: text for variable, text in SECRET_VALUES.values()}
-    examples |= {variable: "http://10.0.0.5:1234" for variable in URLS.values()}
+    examples |= dict.fromkeys(URLS.values(), "http://10.0.0.5:1234")
     for row in reference()[2:]:
         if row.variable:
             text = examples.get(row.variable, "0" if isinstance(row.default, bool) else "name")
@@ -363,7 +363,7 @@ def _secret_fields(model: Any, above: str = "") -> Iterator[str]:
 @pytest.fixture
 def with_secrets(tmp_path: Path) -> Settings:
     environ = {variable: text for variable, text in SECRET_VALUES.values()}
-    environ |= {variable: "http://user:hunter2-url@10.0.0.5:1234/x?key=hunter2-query" for variable in URLS.values()}
+    environ |= dict.fromkeys(URLS.values(), "http://user:hunter2-url@10.0.0.5:1234/x?key=hunter2-query")
     return load(environ, tmp_path)
 
 

@@ -53,7 +53,7 @@ def answer_text(events: Sequence[Mapping[str, Any]]) -> str:
 def passages_of(events: Sequence[Mapping[str, Any]]) -> list[Passage]:
     """The passages of the last `passages` event; keys of a newer version are left out."""
     found: list[Mapping[str, Any]] = next((event["passages"] for event in reversed(events) if event["type"] == "passages"), [])
-    names = Passage.__dataclass_fields__
+    names = Passage._fields
     return [Passage(**{key: value for key, value in item.items() if key in names}) for item in found]
 
 

@@ -1,11 +1,10 @@
-"""The whole path with real parts: starter models, Milvus Lite, real traces; no language model (those are in test_query_llm.py)."""
+"""The whole path with real parts: starter models, Milvus Lite, real traces. With a language model: test_query_llm.py."""
 
 from __future__ import annotations
 
 import json
 import threading
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from rag.store import Store
 from rag.trace import Tracing
 from rag.types import STAGES, Answer, Options, PassageRow
 
+DEFAULTS = Options()
 TEXTS = {
     "rerank": "The first rerank after a restart is slow because kernels are compiled on first use. Warm it up at start.",
     "tunnel": "Searching Milvus through an SSH tunnel adds a round trip of one to two seconds to every query.",
@@ -52,7 +52,7 @@ def fill(store: Store, embedder) -> None:
 
 
 def run(
-    question: str, clients: Clients, options: Options = Options(), control: Control | None = None
+    question: str, clients: Clients, options: Options = DEFAULTS, control: Control | None = None
 ) -> tuple[list[dict], Finished]:
     steps, events = answer(question, options, clients, control), []
     while True:
@@ -182,7 +182,7 @@ def test_the_reranker_decides_the_order(clients):
 
 def test_a_store_that_is_away_fails_the_query_with_stage_address_and_next_step(clients, tmp_path):
     away = Store(uri="http://127.0.0.1:9", data_dir=tmp_path, collection="x", timeout=1.0)
-    events, done = run("Why?", replace(clients, store=away))
+    _, done = run("Why?", replace(clients, store=away))
     error = done.answer.error
     assert done.answer.outcome == "failed"
     assert (error.stage, error.address) == ("search", "http://127.0.0.1:9")

@@ -143,7 +143,7 @@ def test_without_content_only_the_measurements_are_kept(path: Path, made: list[t
     secret = replace(
         answer, question="secret", answer="secret", hyde_text="secret", prompt=({"role": "user", "content": "secret"},)
     )
-    secret = replace(secret, passages=tuple(replace(passage, text="secret") for passage in answer.passages))
+    secret = replace(secret, passages=tuple(passage._replace(text="secret") for passage in answer.passages))
     store.save(secret, [replace(spans[0], attributes={**spans[0].attributes, "input.value": "secret"})])
     pending = store.get(answer.id)
     store.close()

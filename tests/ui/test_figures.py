@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -130,14 +129,14 @@ def test_ranks_get_lower_on_the_page_and_stay_on_it() -> None:
 
 
 def test_bump_chart_escapes_and_takes_hebrew() -> None:
-    one = replace(passage(1, dense=1, fused=1), title=EVIL)
-    two = replace(passage(2, dense=2, fused=2), title="תכנון זיכרון")
+    one = passage(1, dense=1, fused=1)._replace(title=EVIL)
+    two = passage(2, dense=2, fused=2)._replace(title="תכנון זיכרון")
     html = figures.bump_chart([one, two])
     assert not soup(html).select("script") and "תכנון זיכרון" in html and 'dir="auto"' in html
 
 
 def test_rank_line_shows_missing_ranks_as_a_dash() -> None:
-    line = figures.rank_line(replace(passage(1, dense=3, sparse=None), scores={"dense": 0.71, "sparse": 12.3}))
+    line = figures.rank_line(passage(1, dense=3, sparse=None)._replace(scores={"dense": 0.71, "sparse": 12.3}))
     assert line == "dense 3 (0.710) · sparse – (12.3)"
 
 

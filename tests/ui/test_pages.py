@@ -10,6 +10,7 @@ from streamlit.testing.v1 import AppTest
 
 import runtime
 from settings import SettingsError, reference
+from ui.cached import the_runtime
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 pytestmark = pytest.mark.xdist_group("pages")
@@ -175,6 +176,7 @@ def test_settings_that_are_wrong_are_shown_not_raised(monkeypatch: pytest.Monkey
         raise SettingsError([Problem("environment variable MILVUS_URI", "milvus.uri", "<nonsense>", "an address")])
 
     monkeypatch.setattr(runtime, "get", refuse)
+    the_runtime.clear()
     app.run()
     assert not app.exception
     assert app.title[0].value == "The settings cannot be used" and "&lt;nonsense&gt;" in html(app)
