@@ -162,7 +162,7 @@ class _Run:
         with self.stages.span("embed", label) as note:
             embeddings = embedder.embed([text], "query", priority=1, deadline=self.control.deadline)
             info = embedder.info
-            note.describe(info, f"embeddings {info.name}")
+            note.describe(info)
             note.timing = embeddings.timing
             note.handle.set(dimensions=info.dimension, input_tokens=embeddings.tokens)
         yield self.stages.finished("embed")
@@ -219,7 +219,7 @@ class _Run:
         with self.stages.span("search", "dense and sparse, fused", top_k=limit) as note:
             note.where, note.address = ("in-process", None) if store.embedded else ("http", store.address)
             self.collection = store.use(self.clients.embedder.info, self.options.collection)
-            note.rename(f"retrieval {self.collection}", collection=self.collection, model=None)
+            note.handle.set(collection=self.collection)
             asked = self.stages.elapsed()
             found = store.search(
                 self.collection,
@@ -259,7 +259,7 @@ class _Run:
         ordered = self.candidates
         with self.stages.span("rerank", "score the candidates", can_degrade=True, top_k=self.options.keep) as note:
             info = reranker.info
-            note.describe(info, f"rerank {info.name}")
+            note.describe(info)
             note.handle.set(query=self.question)
             scores = reranker.score(self.question, texts, deadline=self.control.deadline)
             note.timing = scores.timing
@@ -300,7 +300,7 @@ class _Run:
 
     def _quote(self) -> Generator[str, None, None]:
         with self.stages.span("generate", "quote the best sentences") as note:
-            note.rename("chat extractive", model="extractive")
+            note.handle.set(model="extractive")
             note.where, note.device, note.model = "in-process", "cpu", "extractive (no language model configured)"
             started = self.stages.elapsed()
             for sentence in generate.extract(self.question, self.kept):
@@ -329,7 +329,7 @@ class _Run:
         self, chat: ChatModel, request: ChatRequest, note: SpanNote, *, is_answer: bool = False
     ) -> Generator[str, None, None]:
         """The answer text of one completion as it comes, reasoning left out; fills the span with what is learnt of it."""
-        note.describe(chat.info, "")
+        note.describe(chat.info)
         note.handle.set(stream=True, max_tokens=request.max_tokens, temperature=request.temperature)
         request = replace(request, headers={"traceparent": note.handle.traceparent()})
         think = generate.ThinkFilter()
@@ -352,8 +352,7 @@ class _Run:
         if rest := think.rest():
             yield rest
         ended = self.stages.elapsed()
-        info = chat.info
-        note.describe(info, f"chat {request.model or info.name}")
+        note.describe(chat.info)  # once more: the server has named its model by now
         note.compute = ended - started
         note.handle.set(input_tokens=tokens.prompt, output_tokens=tokens.completion, finish_reasons=finish)
         if is_answer:

@@ -32,20 +32,15 @@ class SpanNote:
         self.address: str | None = None
         self.estimated_network: float | None = None
 
-    def describe(self, info: ModelInfo, name: str) -> None:
+    def describe(self, info: ModelInfo) -> None:
         """Which model works here, on what, and where."""
         self.device = None if info.device == "remote" else info.device
         self.model, self.where, self.address = info.name, info.where, info.address
-        self.rename(name, model=info.name)
-        self.handle.set(device=self.device, provider="openai" if info.where == "http" and info.kind == "llm" else None)
+        provider = "openai" if info.where == "http" and info.kind == "llm" else None
+        self.handle.set(model=info.name, device=self.device, provider=provider)
         if info.address:
             parts = urlsplit(info.address)
             self.handle.set(address=parts.hostname, port=parts.port)
-
-    def rename(self, name: str, **attributes: Any) -> None:
-        if name:
-            self.handle.live.update_name(name)
-        self.handle.set(**attributes)
 
     def network(self, round_trip: float | None, round_trips: int) -> None:
         """An estimate: round trips times what one took on the open connection; None stays unknown."""
@@ -114,7 +109,7 @@ class Recorder:
     def span(self, stage: str, label: str, *, can_degrade: bool = False, **attributes: Any) -> Iterator[SpanNote]:
         """Time a piece of a stage. Foreign errors leave as StageError; with `can_degrade` they end the span, not the query."""
         self.current = stage
-        handle = self.trace.span(stage, f"{stage}", **attributes)
+        handle = self.trace.span(stage, stage, **attributes)
         note = SpanNote(handle)
         failure: RagError | None = None
         try:

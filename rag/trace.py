@@ -1,4 +1,4 @@
-"""Spans of one query, made with the OpenTelemetry SDK. Knows nothing of SQLite; sending them on is in `otlp.py`.
+"""Spans of one query, in OpenTelemetry's model. Knows nothing of SQLite; the SDK sends them on in `otlp.py`.
 
     with tracing.query(question) as trace:
         with trace.span("embed", "embeddings MiniLM", model="MiniLM", dimensions=384) as span:
@@ -21,13 +21,11 @@ from typing import Any, Self
 
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter
 from opentelemetry.sdk.trace.id_generator import IdGenerator
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON
-from opentelemetry.trace import Span, SpanKind, Tracer, get_current_span, set_span_in_context
+from opentelemetry.trace import get_current_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-from opentelemetry.trace.status import Status, StatusCode
+from opentelemetry.trace.status import StatusCode
 from opentelemetry.version import __version__ as sdk_version
 
 from .conventions import FIRST_TOKEN_EVENT, MIRRORS, RERANK_NAMES, SHORT_NAMES, STAGE_ATTRIBUTES, is_content, span_name
@@ -65,7 +63,7 @@ class TimeOrderedIds(IdGenerator):
 
 
 class Tracing:
-    """Makes the trace of each query; has its own TracerProvider, never the process-wide one.
+    """Makes the trace of each query; has nothing to do with the process-wide tracer.
 
     `clock_ns` is wall time in Unix ns (read once a query), `ticks_ns` a monotonic clock that measures within it.
     """
@@ -86,7 +84,6 @@ class Tracing:
         self.ids = TimeOrderedIds(clock_ns)
         resource = _resource(service_name, version)
         self._outlet = Outlet(exporter, resource, capture_content=capture_content) if exporter else None
-        self.tracer = _tracer(resource, self.ids)
 
     def query(self, question: str, remote_parent: str | None = None) -> QueryTrace:
         """Start the root span. A valid `traceparent` header as `remote_parent` makes it a child in the caller's trace."""
@@ -119,14 +116,6 @@ def _resource(service_name: str, version: str | None) -> Resource:
     return Resource({**attributes, "service.version": version} if version else attributes)
 
 
-def _tracer(resource: Resource, ids: IdGenerator) -> Tracer:
-    """A tracer that nothing in the environment can switch off: traces are a product feature, not optional telemetry."""
-    limits = SpanLimits(max_events=1024, max_event_attributes=64, max_link_attributes=8)
-    provider = TracerProvider(sampler=ALWAYS_ON, resource=resource, id_generator=ids, span_limits=limits, shutdown_on_exit=False)
-    provider._disabled = False  # OTEL_SDK_DISABLED would give trace ids of zero; without an exporter nothing leaves anyway
-    return provider.get_tracer("ragdeck")
-
-
 class QueryTrace:
     """One query's spans under the root `rag.query`. Use as a context: whatever raises, its spans end.
 
@@ -141,12 +130,10 @@ class QueryTrace:
         self._handles: list[SpanHandle] = []
         self._records: list[SpanRecord] | None = None
         self._lock = threading.Lock()
-        parent = _parent_context(remote_parent)
-        self._root = SpanHandle(self, "query", "rag.query", parent, {"input": question, "openinference.span.kind": "CHAIN"})
-        self._children = set_span_in_context(self._root.live, Context())
-        remote = get_current_span(parent).get_span_context().is_valid
-        self.trace_id = f"{self._root.live.get_span_context().trace_id:032x}"
-        self.id = f"{tracing.ids.generate_trace_id():032x}" if remote else self.trace_id
+        own = f"{tracing.ids.generate_trace_id():032x}"
+        self.trace_id, parent_id = _remote_parent(remote_parent) or (own, None)
+        self.id = own
+        self._root = SpanHandle(self, "query", "rag.query", parent_id, {"input": question, "openinference.span.kind": "CHAIN"})
         self.started_unix_ns = self._unix0
         self._root.set(**{"ragdeck.query_id": self.id})
 
@@ -168,7 +155,7 @@ class QueryTrace:
 
         With the stage as its name it is named by the conventions when it ends: `chat {model}`, `retrieval {collection}`.
         """
-        handle = SpanHandle(self, stage, name, self._children, attributes)
+        handle = SpanHandle(self, stage, name, self._root.span_id, attributes)
         with self._lock:
             self._handles.append(handle)
         return handle
@@ -224,16 +211,23 @@ class QueryTrace:
             self._close(None)
 
 
-def _parent_context(traceparent: str | None) -> Context:
+def _remote_parent(traceparent: str | None) -> tuple[str, str] | None:
+    """(trace id, span id) of a valid W3C header, else None."""
     if not traceparent:
-        return Context()  # empty, not None: a span that happens to be current in this thread is no parent of ours
-    return TraceContextTextMapPropagator().extract({"traceparent": traceparent.strip()}, Context())
+        return None
+    found = TraceContextTextMapPropagator().extract({"traceparent": traceparent.strip()}, Context())
+    context = get_current_span(found).get_span_context()
+    return (f"{context.trace_id:032x}", f"{context.span_id:016x}") if context.is_valid else None
 
 
 class SpanHandle:
-    """A running span. `start_seconds` counts from the query's start; `seconds` is None until it ends."""
+    """A running span. `start_seconds` counts from the query's start; `seconds` is None until it ends.
 
-    def __init__(self, trace: QueryTrace, stage: str, name: str, parent: Context, attributes: Mapping[str, Any]) -> None:
+    Not the SDK's own running span: starting one costs 58 us in the midst of a query (its caches are cold by then), this one a
+    fifth. The SDK takes over where spans leave the process (`otlp.py`).
+    """
+
+    def __init__(self, trace: QueryTrace, stage: str, name: str, parent_id: str | None, attributes: Mapping[str, Any]) -> None:
         self._trace = trace
         self._stage = stage
         self._name = name
@@ -241,8 +235,11 @@ class SpanHandle:
         self._start = trace.now_unix_ns()
         self.start_seconds = (self._start - trace._unix0) / 1e9
         self.seconds: float | None = None
-        kind = SpanKind.CLIENT if stage in ("hyde", "generate") else SpanKind.INTERNAL
-        self.live: Span = trace.tracing.tracer.start_span(name, parent, kind, start_time=self._start)
+        self.span_id = f"{trace.tracing.ids.generate_span_id():016x}"
+        self._parent_id = parent_id
+        self._end = 0
+        self._events: list[SpanEvent] = []
+        self._status, self._status_message = StatusCode.UNSET, ""
         self.set(**attributes)
 
     def set(self, **attributes: Any) -> None:
@@ -266,7 +263,7 @@ class SpanHandle:
     def event(self, name: str, **attributes: Any) -> None:
         """Something that happened just now."""
         plain = {key: _plain(value) for key, value in attributes.items() if value is not None}
-        self.live.add_event(name, plain, self._trace.now_unix_ns())
+        self._events.append(SpanEvent(name, self._trace.now_unix_ns(), plain))
 
     def first_token(self) -> float:
         """Mark the first token; returns the seconds since the span's start (also set as time to first chunk)."""
@@ -287,18 +284,25 @@ class SpanHandle:
         device: str | None = None,
     ) -> None:
         """Where the span's seconds went; what is None is unknown and not set."""
-        self.set(load_seconds=load, queue_seconds=queue, tokenize_seconds=tokenize, compute_seconds=compute)
-        self.set(network_seconds=network, cold=cold, device=device)
+        parts = (
+            ("ragdeck.load_seconds", load),
+            ("ragdeck.queue_seconds", queue),
+            ("ragdeck.tokenize_seconds", tokenize),
+            ("ragdeck.compute_seconds", compute),
+            ("ragdeck.network_seconds", network),
+            ("ragdeck.cold", cold),
+            ("ragdeck.device", device),
+        )
+        self._attributes.update((name, value) for name, value in parts if value is not None)
 
     def traceparent(self) -> str:
         """The W3C `traceparent` header for HTTP calls made within this span."""
-        context = self.live.get_span_context()
-        return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+        return f"00-{self._trace.trace_id}-{self.span_id}-01"
 
     def fail(self, kind: str, message: str) -> None:
         """Mark the span as failed; `kind` is one of `errors.Kind` or an exception's name."""
         self._attributes["error.type"] = kind
-        self.live.set_status(Status(StatusCode.ERROR, message))
+        self._status, self._status_message = StatusCode.ERROR, message
 
     def note(self, error: BaseException | None) -> None:
         """Mark the span by what ended it: nothing, a cancel (no error), or an error."""
@@ -316,18 +320,17 @@ class SpanHandle:
         details = {"exception.type": type(error).__name__, "exception.message": message}
         if capture and not ours:
             details["exception.stacktrace"] = "".join(traceback.format_exception(error))[-8000:]
-        self.live.add_event("exception", details, self._trace.now_unix_ns())
+        self._events.append(SpanEvent("exception", self._trace.now_unix_ns(), details))
 
     def end(self) -> None:
         """End the span now; a second call changes nothing."""
         if self.seconds is not None:
             return
-        end = self._trace.now_unix_ns()
-        self.seconds = (end - self._start) / 1e9
+        self._end = self._trace.now_unix_ns()
+        self.seconds = (self._end - self._start) / 1e9
         self._mirror()
         if self._name == self._stage:
             self._name = span_name(self._stage, self._attributes)
-        self.live.end(end)
 
     def _mirror(self) -> None:
         values = self._attributes
@@ -339,25 +342,19 @@ class SpanHandle:
             values.setdefault("llm.token_count.total", prompt + completion)
 
     def record(self) -> SpanRecord:
-        """The span as a record, once ended.
-
-        The attributes come from here and were never set on the SDK's span: that would clean and copy each a second time
-        (a third of the whole cost), and nobody reads the SDK's span but this method.
-        """
-        span: Any = self.live  # the SDK's class; the API's has no getters for these
-        context, parent, status = span.get_span_context(), span.parent, span.status
+        """The span as a record, once ended."""
         return SpanRecord(
-            trace_id=f"{context.trace_id:032x}",
-            span_id=f"{context.span_id:016x}",
-            parent_id=f"{parent.span_id:016x}" if parent else None,
+            trace_id=self._trace.trace_id,
+            span_id=self.span_id,
+            parent_id=self._parent_id,
             name=self._name,
-            kind=span.kind.name,
-            start_unix_ns=span.start_time,
-            end_unix_ns=span.end_time,
-            status=status.status_code.name,
+            kind="CLIENT" if self._stage in ("hyde", "generate") else "INTERNAL",
+            start_unix_ns=self._start,
+            end_unix_ns=self._end,
+            status=self._status.name,
             attributes=self._attributes.copy(),
-            events=tuple(SpanEvent(e.name, e.timestamp, dict(e.attributes or {})) for e in span.events),
-            status_message=status.description or "",
+            events=tuple(self._events),
+            status_message=self._status_message,
         )
 
     def __enter__(self) -> Self:
