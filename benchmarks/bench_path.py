@@ -3,9 +3,10 @@
     python -m benchmarks.bench_path [--queries 200]
 
 Side by side in one run: the same questions with their traces stored and not, and with the embedder's and the store's results
-replayed from memory: the difference to the last is what the path pays for running right after them, on cold CPU caches. "Own" time is the query's total minus
-what was spent inside the embedder, the store, the reranker and the language model, each timed from outside. The language model
-is a fake that streams 50 pieces at once, so that streaming counts. Passages are recombined sentences of the sample corpus.
+replayed from memory: the difference to the last is what the path pays for running right after them, on cold CPU caches. "Own"
+time is the query's total minus what was spent inside the embedder, the store, the reranker and the language model, each timed
+from outside. The language model is a fake that streams 50 pieces at once, so that streaming counts. Passages are recombined
+sentences of the sample corpus.
 """
 
 from __future__ import annotations
@@ -182,7 +183,9 @@ def _measure(questions: list[str], clients: Clients, traces: TraceStore) -> dict
         run(question, clients, Options(hyde="off"))
     gc.collect()
     gc.freeze()  # as the runtime does after warm-up
-    replayed = replace(clients, embedder=Replay(clients.embedder), store=Replay(clients.store))
+    embedder: Any = Replay(clients.embedder)
+    store: Any = Replay(clients.store)
+    replayed = replace(clients, embedder=embedder, store=store)
     own_times(sorted(set(questions)), replayed, None)
     traced, bare, alone = [], [], []
     for start in range(0, len(questions), 20):  # interleaved, so that a slow minute of the machine hits both
