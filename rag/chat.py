@@ -1,32 +1,39 @@
 """Chat completions of an OpenAI-compatible server (vLLM, TGI, llama.cpp, a cloud), streamed, its errors told apart.
 
-The connection is read on a thread of its own and handed over through a queue, so that a cancel or a deadline is obeyed
-while a server says nothing.
+Connections are read on one event loop, on a thread of its own, and handed over through queues: a cancel or a deadline is obeyed
+in whatever a server is silent (connect, headers, between tokens), and ends the connection, so that the server stops too.
 """
 
 from __future__ import annotations
 
+import asyncio
 import queue
 import re
 import threading
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from functools import cache
+from typing import Any, TypeVar
 
 from gpu_server.interfaces import ChatRequest, Delta, ModelInfo
 from rag.errors import Kind, RagError
 
+T = TypeVar("T")
 CONNECT_SECONDS = 5.0
+LIST_SECONDS = 10.0
+BEAT_SECONDS = 0.05
+VERSION = re.compile(r"/v\d\w*(/|$)")
+ENDPOINT = re.compile(r"/(chat/completions|completions|models)$")
 
 
 def base_url(address: str) -> str:
-    """The address with `/v1` at its end, however it was written."""
-    address = address.rstrip("/")
-    return address if re.search(r"/v\d+$", address) else f"{address}/v1"
+    """The address that the endpoints' names are put behind: `/v1` is added unless it names a version (`/v1beta/openai`)."""
+    address = ENDPOINT.sub("", address.strip().rstrip("/")).rstrip("/")
+    return address if VERSION.search(address) else f"{address}/v1"
 
 
 class OpenAIChat:
-    """Streams completions over one pooled connection. Thread-safe."""
+    """Streams completions over pooled connections. Thread-safe."""
 
     def __init__(self, address: str, model: str | None, api_key: str | None, timeout: float) -> None:
         import openai
@@ -34,12 +41,8 @@ class OpenAIChat:
         self.address = base_url(address)
         self._model = model
         self._thinking_switch = True
-        self._lock = threading.Lock()
-        self._client = openai.OpenAI(
-            base_url=self.address,
-            api_key=api_key or "none",
-            max_retries=0,
-            timeout=openai.Timeout(timeout, connect=min(CONNECT_SECONDS, timeout)),
+        self._client = openai.AsyncOpenAI(
+            base_url=self.address, api_key=api_key or "none", max_retries=0, timeout=_timeouts(timeout)
         )
 
     @property
@@ -51,90 +54,109 @@ class OpenAIChat:
 
     def model(self) -> str:
         """The configured model, or the first that the server lists."""
-        with self._lock:
-            if self._model is None:
-                with mapped(self.address):
-                    listed = self._client.models.list(timeout=10.0).data
-                if not listed:
-                    raise RagError(
-                        "the server lists no model",
-                        kind="model",
-                        address=self.address,
-                        next_step="Set VLLM_MODEL to the served model.",
-                    )
-                self._model = listed[0].id
-            return self._model
+        return _run(self._find_model())
+
+    async def _find_model(self) -> str:
+        if self._model is None:
+            with mapped(self.address):
+                listed = (await self._client.models.list(timeout=_timeouts(LIST_SECONDS))).data
+            if not listed:
+                raise RagError(
+                    "the server lists no model",
+                    kind="model",
+                    address=self.address,
+                    next_step="Set VLLM_MODEL to the served model.",
+                )
+            self._model = listed[0].id
+        return self._model
 
     def stream(self, request: ChatRequest) -> Iterator[Delta]:
-        """Deltas as the server sends them; the last carries token counts and the finish reason."""
+        """Deltas as the server sends them, the last with token counts; an empty one is a beat while the server is silent."""
+        answered = False
         pump = _Pump(lambda: self._open(request), request.timeout)
         try:
             with mapped(self.address):
                 for chunk in pump.chunks():
+                    answered = answered or bool(chunk and chunk.choices)
                     yield from _deltas(chunk)
+                if not answered:
+                    raise ValueError("it holds no completion")
         finally:
             pump.close()
 
-    def _open(self, request: ChatRequest) -> Any:
-        model = request.model or self.model()
+    async def _open(self, request: ChatRequest) -> Any:
         import openai
 
         switch = {"chat_template_kwargs": {"enable_thinking": False}} if self._thinking_switch and not request.thinking else None
         arguments: dict[str, Any] = {
-            "model": model,
+            "model": request.model or await self._find_model(),
             "messages": [dict(message) for message in request.messages],
             "max_tokens": request.max_tokens,
             "temperature": request.temperature,
             "stream": True,
             "stream_options": {"include_usage": True},
             "extra_headers": dict(request.headers),
+            "timeout": _timeouts(request.timeout),
         }
         try:
-            return self._client.chat.completions.create(**arguments, extra_body=switch)
+            return await self._client.chat.completions.create(**arguments, extra_body=switch)
         except (openai.BadRequestError, openai.UnprocessableEntityError):
             if switch is None:
                 raise
-            stream = self._client.chat.completions.create(**arguments)
+            stream = await self._client.chat.completions.create(**arguments)
             self._thinking_switch = False  # this server refuses the switch: it is not sent again
             return stream
 
     def close(self) -> None:
-        self._client.close()
+        _run(self._client.close())
+
+
+def _timeouts(seconds: float) -> Any:
+    import openai
+
+    return openai.Timeout(seconds, connect=min(CONNECT_SECONDS, seconds))
+
+
+@cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """The event loop that reads every connection, on a daemon thread that starts with the first call."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="chat-reader", daemon=True).start()
+    return loop
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run_coroutine_threadsafe(work, _loop()).result()
 
 
 class _Pump:
-    """Reads a response on its own thread; `chunks()` waits for it with a deadline and can be given up at any time."""
+    """Reads a response on the event loop; `chunks()` waits for it with a deadline and can be given up at any time."""
 
-    def __init__(self, open_stream: Any, timeout: float) -> None:
+    def __init__(self, open_stream: Callable[[], Awaitable[AsyncIterator[Any]]], timeout: float) -> None:
         self._open = open_stream
         self._deadline = time.monotonic() + timeout
         self._queue: queue.Queue[Any] = queue.Queue()
-        self._stream: Any = None
-        self._closed = threading.Event()
-        threading.Thread(target=self._read, name="chat-reader", daemon=True).start()
+        self._reading = asyncio.run_coroutine_threadsafe(self._read(), _loop())
 
-    def _read(self) -> None:
+    async def _read(self) -> None:
         try:
-            self._stream = self._open()
-            for chunk in self._stream:
-                if self._closed.is_set():
-                    break
-                self._queue.put(chunk)
+            stream: Any = await self._open()
+            async with stream:
+                async for chunk in stream:
+                    self._queue.put(chunk)
             self._queue.put(None)
         except Exception as problem:
             self._queue.put(problem)
-        finally:
-            if self._stream is not None:
-                self._stream.close()
 
     def chunks(self) -> Iterator[Any]:
-        """Chunks; None comes through as a beat every 50 ms of silence, so that the caller can look at its cancel token."""
+        """Chunks; None comes through as a beat in silence, so that the caller can look at its cancel token."""
         while True:
+            left = self._deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError("no answer before the time limit")
             try:
-                item = self._queue.get(timeout=0.05)
+                item = self._queue.get(timeout=min(BEAT_SECONDS, left))
             except queue.Empty:
-                if time.monotonic() > self._deadline:
-                    raise TimeoutError("no answer before the time limit") from None
                 yield None
                 continue
             if item is None:
@@ -144,10 +166,8 @@ class _Pump:
             yield item
 
     def close(self) -> None:
-        self._closed.set()
-        stream = self._stream
-        if stream is not None and self._queue.empty():
-            stream.close()
+        """Give up reading, which closes the connection; nothing to do when the response has been read."""
+        self._reading.cancel()
 
 
 def _deltas(chunk: Any) -> Iterator[Delta]:

@@ -218,7 +218,9 @@ class _Run:
         complete = bool(self._reranker() and self.clients.reranker and self.clients.reranker.info.uses_route_scores)
         with self.stages.span("search", "dense and sparse, fused", top_k=limit) as note:
             note.where, note.address = ("in-process", None) if store.embedded else ("http", store.address)
-            self.collection = store.use(self.clients.embedder.info, self.options.collection)
+            self.collection = store.use(
+                self.clients.embedder.info, self.options.collection, create=self.options.collection is None
+            )
             note.handle.set(collection=self.collection)
             asked = self.stages.elapsed()
             found = store.search(

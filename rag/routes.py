@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,15 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rag.milvus_terms import literal
 from rag.types import Passage
 
 RRF_K = 60  # Cormack, Clarke & Büttcher 2009
 PASSAGE_FIELDS = ["text", "source", "title", "location", "language", "document_id"]
-
-
-def literal(value: str | list[str]) -> str:
-    """A string or list as Milvus's expression language takes it: quoted as in JSON, but without \\u escapes."""
-    return json.dumps(value, ensure_ascii=False)
 
 
 @dataclass(frozen=True, slots=True)

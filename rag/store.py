@@ -22,15 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_server.interfaces import ModelInfo
-from rag.errors import Kind, RagError
-from rag.routes import FieldMapping, Found, Hit, Routes, literal
+from rag.errors import RagError
+from rag.milvus_terms import MAX_NAME_BYTES, MAX_TEXT_BYTES, diagnose, entity, literal
+from rag.routes import FieldMapping, Found, Hit, Routes
 from rag.store_lock import StoreLock
 from rag.types import PassageRow, StoredDocument
 
 log = logging.getLogger(__name__)
 
 DOCUMENT_FIELDS = ["document_id", "content_hash", "source", "title", "language", "passages", "ingested_at"]
-MAX_TEXT_BYTES = 65_535
 WRITE_BATCH = 256
 
 
@@ -145,8 +145,8 @@ class Store:
             return self.mapping.collection
         return f"{base or self._base}__{re.sub(r'[^A-Za-z0-9]+', '_', embedder.identity)}"
 
-    def use(self, embedder: ModelInfo, base: str | None = None) -> str:
-        """The name of the embedder's collection, made and loaded when it is not there yet."""
+    def use(self, embedder: ModelInfo, base: str | None = None, *, create: bool = True) -> str:
+        """The name of the embedder's collection, loaded; made when it is not there yet, or with `create` False not_found."""
         name = self.collection_name(embedder, base)
         if name in self._ready:
             return name
@@ -155,6 +155,13 @@ class Store:
             if self.mapping is not None:
                 self._check_mapping(embedder)
             elif not self._client.has_collection(name, timeout=self._timeout):
+                if not create:
+                    raise RagError(
+                        f"there is no collection {base!r} filled by {embedder.name}",
+                        kind="not_found",
+                        address=self.address,
+                        next_step="The page Knowledge lists the collections; `rag ingest --collection` makes one.",
+                    )
                 self._create(name, embedder)
             else:
                 self._client.load_collection(name, timeout=self._timeout)
@@ -172,7 +179,7 @@ class Store:
         for field, length in (("document_id", 64), ("content_hash", 64), ("language", 16), ("ingested_at", 40)):
             schema.add_field(field, DataType.VARCHAR, max_length=length)
         for field in ("source", "title", "location"):
-            schema.add_field(field, DataType.VARCHAR, max_length=4096)
+            schema.add_field(field, DataType.VARCHAR, max_length=MAX_NAME_BYTES)
         schema.add_field("position", DataType.INT64)
         schema.add_field("passages", DataType.INT64)
         schema.add_field("dense", DataType.FLOAT_VECTOR, dim=embedder.dimension)
@@ -320,7 +327,7 @@ class Store:
         """Upsert passages in the given order. `passages` and `ingested_at` go onto marker rows (position 0)."""
         self._refuse_read_only()
         data = [
-            _entity(row, vectors[index], sparse[index] if sparse else None, passages, ingested_at)
+            entity(row, vectors[index], sparse[index] if sparse else None, passages, ingested_at)
             for index, row in enumerate(rows)
         ]
         with self._write_lock, self._mapped("write passages"):
@@ -404,54 +411,6 @@ class Store:
         except RagError:
             raise
         except (MilvusException, ValueError, OSError, TimeoutError) as problem:
-            kind, next_step = _diagnose(problem, self.embedded)
+            kind, next_step = diagnose(problem, self.embedded)
             text = getattr(problem, "message", None) or str(problem)
             raise RagError(f"could not {doing}: {text[:500]}", kind=kind, address=self.address, next_step=next_step) from problem
-
-
-def _entity(
-    row: PassageRow, vector: NDArray[np.float32], sparse: Mapping[int, float] | None, passages: int, ingested_at: str
-) -> dict[str, Any]:
-    entity = {
-        "id": row.id,
-        "text": row.text,
-        "indexed": _cut(row.indexed_text, MAX_TEXT_BYTES),
-        "document_id": row.document_id,
-        "content_hash": row.content_hash,
-        "source": _cut(row.source),
-        "title": _cut(row.title),
-        "location": _cut(row.location or ""),
-        "language": row.language or "",
-        "position": row.position,
-        "passages": passages if row.position == 0 else 0,
-        "ingested_at": ingested_at,
-        "dense": vector.tolist(),
-    }
-    if sparse is not None:
-        entity["sparse"] = dict(sparse) or {0: 1e-6}  # Milvus rejects an empty sparse vector
-    return entity
-
-
-def _cut(text: str, limit: int = 4096) -> str:
-    """At most `limit` UTF-8 bytes, the field's limit; no letter is cut in half."""
-    return text.encode()[:limit].decode(errors="ignore")
-
-
-def _diagnose(problem: Exception, embedded: bool) -> tuple[Kind, str]:
-    text = str(problem).lower()
-    if "no space left" in text:
-        return "internal", "The disk is full: free space where the store's folder is, then try again."
-    if isinstance(problem, TimeoutError) or "deadline" in text or "timeout" in text or "timed out" in text:
-        return "timeout", "Check the network between here and Milvus, or raise milvus.timeout_seconds."
-    if "auth" in text or "permission" in text or "token" in text:
-        return "authentication", "Check MILVUS_TOKEN (user:password) and what that user may do."
-    if "can't find collection" in text or "not found" in text or "not exist" in text:
-        return "not_found", "Ingest documents first, or check milvus.collection and milvus.mapping."
-    if "dim" in text:
-        return "model", "The collection was filled by another embedder; choose that one or ingest again."
-    if embedded:
-        return "internal", "Look at the log; if the store's folder is damaged, move it away and ingest again."
-    return (
-        "connection",
-        "Check that Milvus runs at this address (MILVUS_URI, or MILVUS_HOST and MILVUS_PORT) and that no firewall is between.",
-    )

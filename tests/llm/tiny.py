@@ -14,6 +14,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+NAME = "tiny/recital"
+REVISION = "0" * 40
 SHORT = "Warm the reranker up at start [1]".split()
 LONG = "Kernels compile on first use [2] and so it is slow [1] as the documents say".split()
 THOUGHT = "let me think".split()
@@ -29,6 +31,12 @@ TEMPLATE = (
 )
 
 
+# a zero-width mark tells equal words of two chains apart and is taken out again when text is decoded
+MARKS = {"short": "\u2060", "long": "\u2061"}
+SHORT_TOKENS = [word + MARKS["short"] for word in SHORT]
+LONG_TOKENS = [word + MARKS["long"] for word in LONG]
+
+
 def recitals() -> list[list[str]]:
     """Chains of tokens; a token stands in one chain only, so words of the second chain of a kind carry a mark."""
     thought = {kind: ["<think>" + mark, *(word + mark for word in THOUGHT), "</think>" + mark] for kind, mark in MARKS.items()}
@@ -38,12 +46,6 @@ def recitals() -> list[list[str]]:
         ["<think-short>", *thought["short"], SHORT_TOKENS[0]],
         ["<think-long>", *thought["long"], LONG_TOKENS[0]],
     ]
-
-
-# a zero-width mark tells equal words of two chains apart and is taken out again when text is decoded
-MARKS = {"short": "\u2060", "long": "\u2061"}
-SHORT_TOKENS = [word + MARKS["short"] for word in SHORT]
-LONG_TOKENS = [word + MARKS["long"] for word in LONG]
 
 
 def build(folder: Path, template: str | None = TEMPLATE, context_tokens: int = CONTEXT_TOKENS) -> Path:
@@ -95,12 +97,14 @@ def build(folder: Path, template: str | None = TEMPLATE, context_tokens: int = C
     return folder
 
 
-def build_in_cache(home: Path, name: str = "tiny/recital") -> str:
+def folder_in_cache(home: Path) -> Path:
+    return home / "hub" / ("models--" + NAME.replace("/", "--")) / "snapshots" / REVISION
+
+
+def build_in_cache(home: Path) -> None:
     """The model as if it had been downloaded into the hub's cache at `home`, so that servers list it and find it by name."""
-    repository = home / "hub" / ("models--" + name.replace("/", "--"))
-    revision = "0" * 40
-    build(repository / "snapshots" / revision)
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text(revision)
+    folder = build(folder_in_cache(home))
+    repository = folder.parents[1]
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(REVISION)
     (repository / "blobs").mkdir()
-    return name

@@ -191,6 +191,14 @@ def test_a_store_that_is_away_fails_the_query_with_stage_address_and_next_step(c
     assert stages(done.answer)["generate"].skipped == "not reached"
 
 
+def test_asking_a_collection_that_is_not_there_makes_none(clients):
+    before = {info.name for info in clients.store.collections(None)}
+    _, done = run("Why?", clients, Options(collection="typo"))
+    assert done.answer.error.kind == "not_found"
+    assert "typo" in done.answer.error.message
+    assert {info.name for info in clients.store.collections(None)} == before
+
+
 def test_a_cancelled_query_ends_as_cancelled(clients):
     token = threading.Event()
     token.set()

@@ -14,7 +14,8 @@ import pytest
 
 from gpu_server.interfaces import ModelInfo
 from rag.errors import HeldError, RagError
-from rag.routes import FieldMapping, Found, Hit, fuse, literal
+from rag.milvus_terms import literal
+from rag.routes import FieldMapping, Found, Hit, fuse
 from rag.store import Store
 from rag.types import PassageRow
 
