@@ -12,7 +12,7 @@ import re
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeVar
 
 from gpu_server.interfaces import ChatRequest, Delta, ModelInfo
@@ -59,7 +59,7 @@ class OpenAIChat:
     async def _find_model(self) -> str:
         if self._model is None:
             with mapped(self.address):
-                listed = (await self._client.models.list(timeout=_timeouts(LIST_SECONDS))).data
+                listed = (await _fresh(self._list)).data
             if not listed:
                 raise RagError(
                     "the server lists no model",
@@ -69,6 +69,9 @@ class OpenAIChat:
                 )
             self._model = listed[0].id
         return self._model
+
+    async def _list(self) -> Any:
+        return await self._client.models.list(timeout=_timeouts(LIST_SECONDS))
 
     def stream(self, request: ChatRequest) -> Iterator[Delta]:
         """Deltas as the server sends them, the last with token counts; an empty one is a beat while the server is silent."""
@@ -99,16 +102,32 @@ class OpenAIChat:
             "timeout": _timeouts(request.timeout),
         }
         try:
-            return await self._client.chat.completions.create(**arguments, extra_body=switch)
+            return await _fresh(partial(self._client.chat.completions.create, **arguments, extra_body=switch))
         except (openai.BadRequestError, openai.UnprocessableEntityError):
             if switch is None:
                 raise
-            stream = await self._client.chat.completions.create(**arguments)
+            stream = await _fresh(partial(self._client.chat.completions.create, **arguments))
             self._thinking_switch = False  # this server refuses the switch: it is not sent again
             return stream
 
     def close(self) -> None:
         _run(self._client.close())
+
+
+async def _fresh(call: Callable[[], Awaitable[Any]]) -> Any:
+    """The call's answer; made once more when its connection breaks before an answer begins.
+
+    A pooled connection may have been closed by the server since it was last used (uvicorn does so after an error, every
+    server after a restart), which shows only when it is used again.
+    """
+    import openai
+
+    try:
+        return await call()
+    except openai.APIConnectionError as problem:
+        if _name(problem.__cause__) not in ("ReadError", "WriteError", "RemoteProtocolError"):
+            raise
+        return await call()
 
 
 def _timeouts(seconds: float) -> Any:
@@ -177,6 +196,9 @@ def _deltas(chunk: Any) -> Iterator[Delta]:
     usage = getattr(chunk, "usage", None)
     for choice in chunk.choices or ():
         delta = choice.delta
+        if delta is None:
+            yield Delta(finish_reason=choice.finish_reason)
+            continue
         extra = getattr(delta, "model_extra", None) or {}
         reasoning = extra.get("reasoning_content") or extra.get("reasoning") or ""
         yield Delta(text=delta.content or "", reasoning=str(reasoning), finish_reason=choice.finish_reason)
@@ -203,9 +225,16 @@ class mapped:
 def _diagnose(problem: Exception) -> tuple[Kind, str, str]:
     import openai
 
-    transport = _is_transport(problem)
-    if isinstance(problem, (openai.APITimeoutError, TimeoutError)) or transport and "Timeout" in type(problem).__name__:
+    cause = problem.__cause__ or problem
+    lost = isinstance(problem, (openai.APIConnectionError, OSError)) or _is_transport(problem)
+    if _is_timeout(problem):
         return "timeout", "the language model did not answer in time", "Look at the server's queue, or raise llm.timeout_seconds."
+    if lost:
+        return (
+            "connection",
+            f"the connection to the language model failed or broke off: {(str(cause) or _name(cause))[:300]}",
+            "Check that the server runs at this address (VLLM_BASE_URL) and was not restarted.",
+        )
     if isinstance(problem, (openai.AuthenticationError, openai.PermissionDeniedError)):
         return "authentication", "the language model's server refused the key", "Check VLLM_API_KEY."
     if isinstance(problem, openai.NotFoundError):
@@ -214,19 +243,13 @@ def _diagnose(problem: Exception) -> tuple[Kind, str, str]:
         return "overloaded", f"the server is overloaded: {_said(problem)}", "Wait, or lower the load."
     if isinstance(problem, (openai.BadRequestError, openai.UnprocessableEntityError)):
         return "bad_input", f"the server refused the request: {_said(problem)}", "Lower llm.context_tokens or llm.max_tokens."
-    if isinstance(problem, openai.InternalServerError):
-        return (
-            "overloaded" if problem.status_code == 503 else "internal",
-            f"the server failed: {_said(problem)}",
-            "Look at its log.",
-        )
-    if transport or isinstance(problem, (openai.APIConnectionError, OSError)):
-        cause = problem.__cause__ or problem
-        return (
-            "connection",
-            f"the connection to the language model failed or broke off: {str(cause)[:300]}",
-            "Check that the server runs at this address (VLLM_BASE_URL) and was not restarted.",
-        )
+    if isinstance(problem, openai.APIStatusError) and problem.status_code == 413:
+        return "bad_input", f"the server refused the request: {_said(problem)}", "Lower llm.context_tokens."
+    if isinstance(problem, openai.APIStatusError) and problem.status_code >= 500:
+        kind: Kind = _GATEWAY.get(problem.status_code, "internal")
+        return kind, f"the server failed ({problem.status_code}): {_said(problem)}", "Look at its log."
+    if type(problem) is openai.APIError:  # an error object in the middle of a stream
+        return "internal", f"the server broke the answer off: {_said(problem)}", "Look at its log."
     return (
         "bad_answer",
         f"the answer could not be read: {str(problem)[:300]}",
@@ -234,8 +257,22 @@ def _diagnose(problem: Exception) -> tuple[Kind, str, str]:
     )
 
 
-def _is_transport(problem: Exception) -> bool:
-    """An error of the HTTP library under openai (httpx, from 3.0 on httpx2), which comes through raw in mid-stream."""
+_GATEWAY: dict[int, Kind] = {502: "connection", 503: "overloaded", 504: "timeout"}
+
+
+def _is_timeout(problem: BaseException) -> bool:
+    import openai
+
+    late = isinstance(problem, (openai.APITimeoutError, TimeoutError)) or _is_transport(problem) and "Timeout" in _name(problem)
+    return late and _name(problem.__cause__) != "ConnectTimeout" != _name(problem)  # who cannot be reached is no slow answerer
+
+
+def _name(problem: BaseException | None) -> str:
+    return type(problem).__name__
+
+
+def _is_transport(problem: BaseException) -> bool:
+    """An error of the HTTP library under openai (httpx, from 3.0 on httpx2)."""
     return type(problem).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2")
 
 

@@ -380,20 +380,27 @@ class Store:
         A route's BM25 score that stays unknown after that is truly 0: the passage shares no word with the question.
         """
         routes = Routes(self._client, name, self.mapping, vector, text, sparse, min(self._timeout, timeout or self._timeout))
-        with self._mapped("search"):
-            dense, sparse_hits = self._both(lambda: routes.dense(limit), lambda: routes.sparse(limit))
-            completed: dict[str, dict[str, float]] = {"dense": {}, "sparse": {}}
-            missing_dense = [hit.id for hit in sparse_hits if hit.id not in {found.id for found in dense}]
-            missing_sparse = [hit.id for hit in dense if hit.id not in {found.id for found in sparse_hits}]
-            if not complete or self.mapping is not None or not (missing_dense or missing_sparse):
-                return Found(dense, sparse_hits, completed, round_trips=1)
-            more_dense, more_sparse = self._both(
-                lambda: routes.dense(len(missing_dense), missing_dense),
-                lambda: routes.sparse(len(missing_sparse), missing_sparse),
-            )
+        try:
+            with self._mapped("search"):
+                return self._search(routes, limit, complete and self.mapping is None)
+        except RagError:
+            self._ready.pop(name, None)  # a server that was restarted has to load it again: the next `use` does
+            raise
+
+    def _search(self, routes: Routes, limit: int, complete: bool) -> Found:
+        dense, sparse = self._both(lambda: routes.dense(limit), lambda: routes.sparse(limit))
+        completed: dict[str, dict[str, float]] = {"dense": {}, "sparse": {}}
+        found_dense, found_sparse = {hit.id for hit in dense}, {hit.id for hit in sparse}
+        missing_dense = [hit.id for hit in sparse if hit.id not in found_dense]
+        missing_sparse = [hit.id for hit in dense if hit.id not in found_sparse]
+        if not complete or not (missing_dense or missing_sparse):
+            return Found(dense, sparse, completed, round_trips=1)
+        more_dense, more_sparse = self._both(
+            lambda: routes.dense(len(missing_dense), missing_dense), lambda: routes.sparse(len(missing_sparse), missing_sparse)
+        )
         completed["dense"] = {hit.id: hit.score for hit in more_dense}
         completed["sparse"] = {**dict.fromkeys(missing_sparse, 0.0), **{hit.id: hit.score for hit in more_sparse}}
-        return Found(dense, sparse_hits, completed, round_trips=2)
+        return Found(dense, sparse, completed, round_trips=2)
 
     def _both(self, first: Any, second: Any) -> tuple[tuple[Hit, ...], tuple[Hit, ...]]:
         if self.embedded:  # in this process: threads would only wait for each other

@@ -67,7 +67,7 @@ def status(url: str) -> int:
         return getattr(problem, "code", 0)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not the session: while Playwright runs, no other test can run an event loop
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
@@ -75,7 +75,7 @@ def browser() -> Iterator[Browser]:
         launched.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def app(tmp_path_factory) -> Iterator[str]:
     data = tmp_path_factory.mktemp("browser-data")
     with running_app(data) as url:

@@ -1,0 +1,153 @@
+"""The runtime: settings in force, samples where they belong, traces sent on, nothing lost at the end."""
+
+from __future__ import annotations
+
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+import runtime
+from rag.errors import RagError
+from rag.types import Options
+from settings import load
+
+
+def built(tmp_path: Path, toml: str = "[ingest]\nsample_corpus = false\n", **environment: str) -> runtime.Runtime:
+    (tmp_path / "dashboard.toml").write_text(toml, encoding="utf-8")
+    return runtime.Runtime(load({"RAGDECK_DATA": str(tmp_path / "data"), **environment}, tmp_path))
+
+
+@pytest.fixture
+def running(tmp_path: Path):
+    made = built(tmp_path)
+    yield made
+    made.stop()
+
+
+def test_settings_are_the_defaults_of_a_query(tmp_path: Path):
+    made = built(tmp_path, RERANKER_TOP_K="30", RERANKER_RETURN_K="10", RERANKER_ENABLED="false")
+    try:
+        options = made.default_options()
+        assert (options.candidates, options.keep, options.rerank) == (30, 10, False)
+    finally:
+        made.stop()
+
+
+@pytest.mark.parametrize(
+    ("question", "options", "said"),
+    [
+        ("", None, "empty"),
+        ("   \n", None, "empty"),
+        ("x" * 4_000_000, None, "4,000,000 characters"),
+        ("x", Options(candidates=0), "candidates"),
+        ("x", Options(keep=101), "keep"),
+        ("x", Options(hyde="maybe"), "hyde"),
+        ("x", Options(caches="no"), "caches"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_before_anything_runs(running: runtime.Runtime, question, options, said):
+    with pytest.raises(RagError, match=said) as caught:
+        running.submit_query(question, options)
+    assert caught.value.kind == "bad_input"
+    assert caught.value.next_step
+    assert running.jobs.recent() == []
+
+
+def test_stop_writes_every_query_and_starts_no_new_one(tmp_path: Path):
+    made = built(tmp_path)
+    jobs = [made.submit_query(f"Question {number}?") for number in range(5)]
+    for job in jobs:
+        assert job.wait(60)
+    made.stop()
+    made.stop()  # a second time changes nothing
+    with pytest.raises(RagError):
+        made.submit_query("too late?")
+    again = built(tmp_path)
+    try:
+        assert {row.id for row in again.traces.search()} == {job.result.id for job in jobs}
+    finally:
+        again.stop()
+
+
+def test_samples_go_into_an_empty_embedded_store_once_and_not_again_after_removal(tmp_path: Path):
+    made = built(tmp_path, toml="")
+    job = made.library.ensure_samples()
+    assert job.wait(120)
+    assert job.result["added"] == 60
+    document = made.knowledge().documents[0]
+    assert made.remove_document(document.document_id) == document.passages
+    made.stop()
+    again = built(tmp_path, toml="")
+    try:
+        assert again.library.ensure_samples() is None
+        assert len(again.knowledge().documents) == 59
+    finally:
+        again.stop()
+
+
+def test_samples_never_go_into_a_configured_milvus(tmp_path: Path):
+    made = built(tmp_path, toml="", MILVUS_URI="http://127.0.0.1:9")
+    try:
+        assert not made.library.samples_wanted()
+    finally:
+        made.stop()
+
+
+def test_a_store_that_is_away_is_a_problem_on_screen_not_a_crash(tmp_path: Path):
+    made = built(tmp_path, toml="[milvus]\ntimeout_seconds = 1\n", MILVUS_URI="http://127.0.0.1:9")
+    try:
+        made.start()
+        assert made.wait_warm(60)
+        status = made.status()
+        assert status.store.address == "http://127.0.0.1:9"
+        assert made.knowledge().problem.next_step
+        assert {model.state for model in status.models} == {"warm"}
+    finally:
+        made.stop()
+
+
+def test_an_unknown_model_is_refused_with_what_is_known(tmp_path: Path):
+    with pytest.raises(RagError, match="starter") as caught:
+        built(tmp_path, EMBEDDING_MODEL="no/such-model")
+    assert caught.value.kind == "model"
+
+
+@pytest.mark.parametrize(
+    "name", ["../../etc/passwd", "a/b\\c.md", "...", "", "x" * 400 + ".md", "שאלה.md", "a\x00b.txt", "con\nrol.md"]
+)
+def test_an_upload_stays_in_its_folder(running: runtime.Runtime, tmp_path: Path, name: str):
+    path = running.save_upload(name, b"text")
+    assert path.parent == tmp_path / "data" / "uploads"
+    assert path.read_bytes() == b"text"
+    assert len(path.name.encode()) <= 255
+
+
+class _Collector(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        self.server.received.append((self.path, body))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
+def test_traces_are_sent_on_where_the_environment_says(tmp_path: Path):
+    collector = ThreadingHTTPServer(("127.0.0.1", 0), _Collector)
+    collector.received = []
+    threading.Thread(target=collector.serve_forever, daemon=True).start()
+    try:
+        made = built(tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{collector.server_port}")
+        job = made.submit_query("Is this sent on?")
+        assert job.wait(60)
+        made.stop()
+        path, body = collector.received[0]
+        assert path == "/v1/traces"
+        assert bytes.fromhex(job.result.id) in body
+        assert b"Is this sent on?" in body
+    finally:
+        collector.shutdown()
+        collector.server_close()
