@@ -10,7 +10,7 @@ import gc
 import logging
 import os
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,28 @@ from rag.store import Store
 from rag.trace import Tracing
 from rag.trace_store import TraceStore
 from rag.types import Answer, Event, Options, Problem
-from settings import Settings, load
+from settings import Settings, load, save_edited
 
 VERSION = "0.1.0"
 ROOT = Path(__file__).parent
 SAMPLES = ROOT / "samples" / "field-guide"
+
+# What takes effect with the next query and gives nothing away
+CHANGEABLE = frozenset(
+    {
+        "llm.model",
+        "llm.hyde_model",
+        "llm.default_hyde",
+        "llm.temperature",
+        "llm.max_tokens",
+        "llm.hyde_max_tokens",
+        "llm.context_tokens",
+        "llm.answer_prompt",
+        "llm.hyde_prompt",
+        "reranker.top_k",
+        "reranker.return_k",
+    }
+)
 
 log = logging.getLogger("ragdeck")
 
@@ -184,6 +201,25 @@ class Runtime:
             ),
             fingerprint={"version": VERSION, "settings": settings.fingerprint()},
         )
+
+    def change(self, changes: Mapping[str, Any]) -> None:
+        """Write settings that pages may change (`CHANGEABLE`) to edited.toml and put them in force for the next query.
+
+        Raises SettingsError, with nothing written, for a bad value or a key that a stronger source decides; RagError for a key
+        that is not for pages: an address changed on a page would be sent the key that the environment holds.
+        """
+        refused = sorted(set(changes) - CHANGEABLE)
+        if refused:
+            raise RagError(
+                f"{', '.join(refused)} cannot be changed on a page",
+                kind="bad_input",
+                next_step="Set it in the environment or dashboard.toml and start again.",
+            )
+        with self._lock:
+            self.settings = save_edited(self.settings, changes)
+            if "llm.model" in changes and self._local_chat is None:
+                self._chat = _remote_chat(self.settings)
+        log.info("settings changed on a page: %s", ", ".join(sorted(changes)))
 
     # 3) documents
 

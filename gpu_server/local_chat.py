@@ -11,6 +11,8 @@ from typing import Any
 from gpu_server.devices import import_torch, pick_bf16, pick_device
 from gpu_server.interfaces import ChatRequest, Delta, ModelInfo, Timing
 
+BEAT_SECONDS = 0.05
+
 
 class TransformersChat:
     """Chat completions of a causal language model. Not thread-safe by itself: the pool gives it one worker."""
@@ -25,6 +27,7 @@ class TransformersChat:
         self._tokenizer: Any = AutoTokenizer.from_pretrained(name)
         model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=torch.bfloat16 if bf16 else torch.float32)
         self._model = model.eval().to(self._device)
+        self._last: _Generation | None = None
         self._info = ModelInfo(
             name=name,
             kind="llm",
@@ -39,28 +42,51 @@ class TransformersChat:
         return self._info
 
     def stream(self, request: ChatRequest) -> Iterator[Delta]:
-        """Text as it is generated, then one Delta with the token counts, the finish reason and the timing."""
+        """Text as it is generated, empty beats in silence, then token counts, finish reason and timing.
+
+        Raises ValueError for a prompt that is too long, TimeoutError at the request's time limit.
+        """
+        asked, deadline = time.perf_counter(), time.monotonic() + request.timeout
+        self._settle(deadline)
         started = time.perf_counter()
         inputs = self._encode(request)
         prompt_tokens = int(inputs["input_ids"].shape[1])
+        self._check_length(prompt_tokens, request.max_tokens)
         tokenized = time.perf_counter()
-        limit = self._info.max_tokens
-        if limit is not None and prompt_tokens + request.max_tokens > limit:
-            raise ValueError(
-                f"the prompt has {prompt_tokens} tokens and {request.max_tokens} are asked for; {self._info.name} holds {limit}"
-            )
-        run = _Generation(self._model, self._tokenizer, inputs, request, time.monotonic() + request.timeout)
+        run = self._last = _Generation(self._model, self._tokenizer, inputs, request, deadline)
         try:
+            if self._thinks_already(inputs):
+                yield Delta(text="<think>")
             yield from (Delta(text=text) for text in run.texts())
         finally:
             run.stop.set()
-            run.thread.join(timeout=request.timeout)
         yield Delta(
             prompt_tokens=prompt_tokens,
             completion_tokens=run.generated,
             finish_reason="length" if run.generated >= request.max_tokens else "stop",
-            timing=Timing(tokenize=tokenized - started, compute=time.perf_counter() - tokenized),
+            timing=Timing(queue=started - asked, tokenize=tokenized - started, compute=time.perf_counter() - tokenized),
         )
+
+    def _settle(self, deadline: float) -> None:
+        """Wait for the end of a generation that was given up: a forward pass, once begun, cannot be ended from outside."""
+        if self._last is not None:
+            self._last.thread.join(max(0.0, deadline - time.monotonic()))
+            if self._last.thread.is_alive():
+                raise TimeoutError("the language model was still busy with an answer that was given up")
+            self._last = None
+
+    def _check_length(self, prompt_tokens: int, max_tokens: int) -> None:
+        limit = self._info.max_tokens
+        if limit is not None and prompt_tokens + max_tokens > limit:
+            raise ValueError(
+                f"the prompt has {prompt_tokens} tokens and llm.max_tokens asks for {max_tokens} more, but {self._info.name} "
+                f"holds {limit}: lower llm.context_tokens or llm.max_tokens"
+            )
+
+    def _thinks_already(self, inputs: Any) -> bool:
+        """The chat template ends in an open <think> (DeepSeek-R1, Qwen3-Thinking): the model itself will only close it."""
+        end = self._tokenizer.decode(inputs["input_ids"][0, -4:])
+        return bool(end.rstrip().endswith("<think>"))
 
     def _encode(self, request: ChatRequest) -> Any:
         if getattr(self._tokenizer, "chat_template", None):
@@ -83,6 +109,7 @@ class _Generation:
     def __init__(self, model: Any, tokenizer: Any, inputs: Any, request: ChatRequest, deadline: float) -> None:
         self.stop = threading.Event()
         self.generated = 0
+        self.late = False
         self._queue: queue.Queue[str | BaseException | None] = queue.Queue()
         self._model, self._tokenizer, self._inputs, self._request = model, tokenizer, inputs, request
         self._deadline = deadline
@@ -91,16 +118,18 @@ class _Generation:
 
     def texts(self) -> Iterator[str]:
         while True:
+            left = self._deadline - time.monotonic()
             try:
-                item = self._queue.get(timeout=max(0.01, self._deadline - time.monotonic()))
+                item = self._queue.get(timeout=max(0.0, min(BEAT_SECONDS, left)))
             except queue.Empty:
-                raise TimeoutError("no token before the time limit") from None
-            if item is None:
-                return
+                item = ""
             if isinstance(item, BaseException):
                 raise item
-            if item:
-                yield item
+            if item is None and not self.late:
+                return
+            if item is None or left <= 0:
+                raise TimeoutError("the language model's answer was not finished before the time limit")
+            yield item
 
     def _run(self) -> None:
         from transformers import TextStreamer
@@ -117,8 +146,9 @@ class _Generation:
                 import torch
 
                 generation.generated += 1
-                ended = generation.stop.is_set() or time.monotonic() > generation._deadline
-                return torch.full((input_ids.shape[0],), ended, dtype=torch.bool, device=input_ids.device)
+                generation.late = time.monotonic() > generation._deadline
+                stopped = generation.late or generation.stop.is_set()
+                return torch.full((input_ids.shape[0],), stopped, dtype=torch.bool, device=input_ids.device)
 
         sample = self._request.temperature > 0
         try:

@@ -9,7 +9,7 @@ import streamlit as st
 
 import runtime as runtime_module
 import settings as settings_module
-from ui import cards, figures
+from ui import cards, figures, settings_form
 from ui.cached import the_runtime
 from ui.format import count, escape, seconds, value_html
 
@@ -79,6 +79,7 @@ st.title("Models")
 if status.store is not None:
     st.html(cards.problem_note(status.store, "Opening the passage store"))
 st.fragment(models_card, run_every=1.0 if status.warming else None)()
+settings_form.form(runtime)
 table = settings_table()
 changed = table[table["From"] != "default"]
 with st.container(border=True, gap="small"):

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from rag.types import Citation, Passage
 
 NO_DOCUMENTS = "No relevant documents were found for this question."
-CITATION = re.compile(r"\[(\d{1,3})\]")
+CITATION = re.compile(r"\[(\d{1,3}(?:\s*,\s*\d{1,3})*)\]")  # [1], and [1, 2] as many models write it
 # not before a digit or a small letter: "Art. 72" and "e.g. this" are no sentence ends
 SENTENCE = re.compile(r"(?<=[.!?…])\s+(?=[^\s\da-z.!?…])|\n\s*\n|\n(?=\s*[-*#>|\d])")
+LEADING = re.compile(r"^[#>*\-\s|]+")
+NOISE = re.compile(r"(?:```|~~~)\w*|" + CITATION.pattern)
 QUOTED_SENTENCES = 4
 
 
@@ -38,7 +40,7 @@ def prompt(
 
 def citations(answer: str, passages: Sequence[Passage]) -> tuple[Citation, ...]:
     """The passages that the answer cites as [n], in order of first mention; numbers that name no passage are left out."""
-    numbers = dict.fromkeys(int(match) for match in CITATION.findall(answer))
+    numbers = dict.fromkeys(int(number) for match in CITATION.findall(answer) for number in match.split(","))
     return tuple(
         Citation(
             number,
@@ -104,7 +106,8 @@ def extract(question: str, passages: Sequence[Passage]) -> Iterator[str]:
     A sentence scores by BM25-like weights of the question's words in it (k1 1.2, b 0.75, document frequencies over the
     sentences at hand), half as much for words in its passage's title and heading, times a factor that falls with its rank.
     """
-    sentences = list(_sentences(passages))
+    # headings and crumbs are left out, unless there is nothing else: short lines, or a script that puts no spaces
+    sentences = list(_sentences(passages, 4)) or list(_sentences(passages, 1))
     if not sentences:
         return
     asked = set(_words(question))
@@ -127,12 +130,13 @@ def extract(question: str, passages: Sequence[Passage]) -> Iterator[str]:
         yield f"{sentence.text} [{sentence.passage + 1}]"
 
 
-def _sentences(passages: Sequence[Passage]) -> Iterable[_Sentence]:
+def _sentences(passages: Sequence[Passage], at_least: int) -> Iterable[_Sentence]:
+    """Sentences of `at_least` words, without what would be read as markup of the answer: fences, and the source's own [n]."""
     for index, passage in enumerate(passages):
         for order, text in enumerate(SENTENCE.split(passage.text)):
-            text = " ".join(re.sub(r"^[#>*\-\s|]+", "", text).split())
+            text = " ".join(NOISE.sub(" ", LEADING.sub("", text)).split())
             words = tuple(_words(text))
-            if len(words) >= 4:
+            if len(words) >= at_least:
                 yield _Sentence(text[:600], words, index, order)
 
 

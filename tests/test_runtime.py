@@ -11,7 +11,7 @@ import pytest
 import runtime
 from rag.errors import RagError
 from rag.types import Options
-from settings import load
+from settings import SettingsError, load
 
 
 def built(tmp_path: Path, toml: str = "[ingest]\nsample_corpus = false\n", **environment: str) -> runtime.Runtime:
@@ -53,6 +53,37 @@ def test_what_cannot_be_asked_is_refused_before_anything_runs(running: runtime.R
     assert caught.value.kind == "bad_input"
     assert caught.value.next_step
     assert running.jobs.recent() == []
+
+
+def test_a_change_on_a_page_is_in_force_with_the_next_query_and_after_a_restart(tmp_path: Path):
+    made = built(tmp_path)
+    made.change({"reranker.return_k": 3, "llm.default_hyde": "off"})
+    assert made.default_options().keep == 3
+    with pytest.raises(SettingsError, match="return_k"):
+        made.change({"reranker.return_k": 0})
+    assert made.default_options().keep == 3
+    made.stop()
+    again = built(tmp_path)
+    try:
+        assert (again.default_options().keep, again.default_options().hyde) == (3, "off")
+    finally:
+        again.stop()
+
+
+@pytest.mark.parametrize("key", ["llm.base_url", "llm.api_key", "server.token", "milvus.uri"])
+def test_addresses_and_secrets_cannot_be_changed_on_a_page(running: runtime.Runtime, key: str):
+    with pytest.raises(RagError, match="cannot be changed"):
+        running.change({key: "http://evil.example"})
+
+
+def test_what_the_environment_decides_stays(tmp_path: Path):
+    made = built(tmp_path, RERANKER_RETURN_K="5")
+    try:
+        with pytest.raises(SettingsError, match="RERANKER_RETURN_K"):
+            made.change({"reranker.return_k": 3})
+        assert made.default_options().keep == 5
+    finally:
+        made.stop()
 
 
 def test_stop_writes_every_query_and_starts_no_new_one(tmp_path: Path):

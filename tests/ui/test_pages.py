@@ -170,6 +170,19 @@ def test_models_shows_states_and_masked_settings(app: AppTest) -> None:
     assert {"llm.api_key", "reranker.top_k"} <= set(table["Setting"])
 
 
+def test_a_setting_changed_on_screen_is_in_force_and_a_wrong_one_is_refused(app: AppTest, rt: runtime.Runtime) -> None:
+    open_page(app, "models")
+    app.number_input(key="setting-reranker.return_k").set_value(3)
+    app.button(key="FormSubmitter:settings-Save").click().run()
+    assert not app.exception
+    assert rt.default_options().keep == 3
+    app.text_area(key="setting-llm.hyde_prompt").set_value("no placeholder")
+    app.button(key="FormSubmitter:settings-Save").click().run()
+    assert "Nothing was saved" in html(app) and "hyde_prompt" in html(app)
+    rt.change({"reranker.return_k": None})
+    assert rt.default_options().keep == 8
+
+
 def test_settings_that_are_wrong_are_shown_not_raised(monkeypatch: pytest.MonkeyPatch, app: AppTest) -> None:
     def refuse(url: str | None = None) -> runtime.Runtime:
         from settings import Problem
