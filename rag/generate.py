@@ -15,7 +15,7 @@ CITATION = re.compile(r"\[(\d{1,3}(?:\s*,\s*\d{1,3})*)\]")  # [1], and [1, 2] as
 # not before a digit or a small letter: "Art. 72" and "e.g. this" are no sentence ends
 SENTENCE = re.compile(r"(?<=[.!?…])\s+(?=[^\s\da-z.!?…])|\n\s*\n|\n(?=\s*[-*#>|\d])")
 LEADING = re.compile(r"^[#>*\-\s|]+")
-NOISE = re.compile(r"(?:```|~~~)\w*|" + CITATION.pattern)
+FENCE = re.compile(r"(?:```|~~~)\w*")
 QUOTED_SENTENCES = 4
 
 
@@ -32,9 +32,7 @@ def prompt(
             break
         blocks.append(block[: max(left, 400)])
         left -= len(block)
-    # one pass over the template: a question that holds "{passages}" must not be filled in itself
-    filled = {"question": question, "passages": "\n\n".join(blocks)}
-    text = re.sub(r"\{(question|passages)\}", lambda match: filled[match.group(1)], template)
+    text = template.format(question=question, passages="\n\n".join(blocks))  # as the settings check it
     return ({"role": "user", "content": text},), len(blocks)
 
 
@@ -131,10 +129,10 @@ def extract(question: str, passages: Sequence[Passage]) -> Iterator[str]:
 
 
 def _sentences(passages: Sequence[Passage], at_least: int) -> Iterable[_Sentence]:
-    """Sentences of `at_least` words, without what would be read as markup of the answer: fences, and the source's own [n]."""
+    """Sentences of `at_least` words, without what the answer would be misread by: code fences, and the source's own [3]."""
     for index, passage in enumerate(passages):
         for order, text in enumerate(SENTENCE.split(passage.text)):
-            text = " ".join(NOISE.sub(" ", LEADING.sub("", text)).split())
+            text = " ".join(CITATION.sub(r"(\1)", FENCE.sub(" ", LEADING.sub("", text))).split())
             words = tuple(_words(text))
             if len(words) >= at_least:
                 yield _Sentence(text[:600], words, index, order)

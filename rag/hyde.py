@@ -14,7 +14,7 @@ from rag.types import HydeMode
 
 LONG_QUESTION_WORDS = 24
 CLOSE_ENOUGH = 0.62  # cosine of the best dense hit; above it the question already speaks the documents' words
-IDENTIFIER = re.compile(r"\d|[A-Za-z]+_[A-Za-z]|\b[A-Z]{2,}[A-Z0-9-]*\d|[\"“«`]|--\w")
+IDENTIFIER = re.compile(r"\d|[A-Za-z]+_[A-Za-z]|\b[A-Z]{2,}[A-Z0-9-]*\d|(?<!\w)[\"“«`]|--\w")  # not the quote in צה"ל
 
 
 def skip_before_search(mode: HydeMode, question: str, has_model: bool) -> str | None:

@@ -190,7 +190,7 @@ class _Run:
         assert chat is not None
         self.control.check()
         yield self.stages.started("hyde")
-        content = prompts.hyde.replace("{question}", self.question)
+        content = prompts.hyde.format(question=self.question)
         # temperature 0 keeps the hypothesis, and with it the search, repeatable
         request = ChatRequest(
             ({"role": "user", "content": content},),

@@ -6,6 +6,7 @@ Knows nothing of threads or files; those are `trace_store.py` and `trace_file.py
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -241,9 +242,33 @@ def _answer_body(answer: Answer, hashes: Sequence[bytes], content: bool) -> dict
     # one list a field, not one object a passage: compresses better and is quicker to build
     body["passages"] = {key: [getattr(passage, key) for passage in answer.passages] for key in _PASSAGE_KEYS}
     body["passages"]["hash"] = [key.hex() for key in hashes]
+    body["prompt"] = _without_texts(answer, hashes)
     if not content:
         body["content_omitted"] = True
     return body
+
+
+def _without_texts(answer: Answer, hashes: Sequence[bytes]) -> list[dict[str, str]]:
+    """The prompt with the passages' texts, which are stored already, replaced by their hashes."""
+    messages = [dict(message) for message in answer.prompt]
+    for message in messages:
+        for passage, key in zip(answer.passages, hashes, strict=True):
+            if passage.kept and len(passage.text) > 64:
+                message["content"] = message["content"].replace(passage.text, f"\0{key.hex()}\0")
+    return messages
+
+
+_TEXT_MARK = re.compile("\0([0-9a-f]{32})\0")
+
+
+def _with_texts(
+    prompt: Sequence[Mapping[str, str]], texts: Mapping[bytes, tuple[str, str, str, str | None]]
+) -> list[dict[str, str]]:
+    def text(match: re.Match[str]) -> str:
+        found = texts.get(bytes.fromhex(match.group(1)))
+        return found[0] if found else match.group(0)
+
+    return [{**message, "content": _TEXT_MARK.sub(text, message["content"])} for message in prompt]
 
 
 def passage_hashes(body: Mapping[str, Any]) -> list[bytes]:
@@ -257,7 +282,7 @@ def to_answer(body: Mapping[str, Any], texts: Mapping[bytes, tuple[str, str, str
     for number, key in enumerate(passage_hashes(body)):
         text = dict(zip(_TEXT_FIELDS, texts.get(key, ("", "", "", None)), strict=True))
         passages.append({**text, **{name: values[number] for name, values in columns.items() if name != "hash"}})
-    return Answer.from_json({**body, "passages": passages})
+    return Answer.from_json({**body, "passages": passages, "prompt": _with_texts(body.get("prompt", ()), texts)})
 
 
 def passage_hash(passage: Passage) -> bytes:

@@ -89,6 +89,9 @@ def _passages_title(answer: Answer, kept: int) -> str:
 
 
 def _details(answer: Answer, key: str) -> None:
+    if answer.answer:
+        with st.expander("Answer as text, to copy"):
+            st.code(exports.answer_text(answer), language=None, wrap_lines=True)
     with st.expander("Times as a table"):
         st.html(figures.timing_table(answer))
         st.html(_timing_notes(answer))

@@ -25,6 +25,15 @@ def to_csv(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
     return out.getvalue().encode("utf-8-sig")
 
 
+def answer_text(answer: Answer) -> str:
+    """The answer with its sources below, to paste elsewhere."""
+    sources = [
+        f"[{item.number}] {item.title} ({item.source}{', ' + item.location if item.location else ''})"
+        for item in answer.citations
+    ]
+    return "\n\n".join(part for part in (answer.answer, "\n".join(sources)) if part)
+
+
 def answer_json(answer: Answer) -> bytes:
     return json.dumps(answer.to_json(), ensure_ascii=False, indent=2).encode()
 

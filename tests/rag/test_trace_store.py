@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import resource
@@ -22,7 +23,7 @@ from benchmarks.bench_traces import Synthetic, fill
 from rag.errors import RagError
 from rag.trace import SpanRecord
 from rag.trace_file import VERSION, connect
-from rag.trace_rows import passage_hash
+from rag.trace_rows import passage_hash, unpack
 from rag.trace_store import QueryFilter, TraceStore
 from rag.types import STAGES, Answer, Options, Passage
 
@@ -52,6 +53,21 @@ def answered(made: list[tuple[Answer, list[SpanRecord]]]) -> tuple[Answer, list[
 
 
 # Round trips
+
+
+def test_a_prompt_does_not_store_the_passages_texts_again(store: TraceStore, made: list[tuple[Answer, list[SpanRecord]]]) -> None:
+    answer, spans = next(item for item in made if any(passage.kept for passage in item[0].passages))
+    kept = [passage for passage in answer.passages if passage.kept]
+    assert kept
+    text = "Question with a \0 in it\n\n" + "\n\n".join(f"[{n}] {p.text}" for n, p in enumerate(kept, 1))
+    asked = replace(answer, prompt=({"role": "user", "content": text},))
+    store.save(asked, spans)
+    assert store.flush()
+    found = store.get(answer.id)
+    assert found is not None and found.prompt == asked.prompt
+    with sqlite3.connect(store.path) as db:
+        body = db.execute("SELECT body FROM answers WHERE query_id = ?", (answer.id,)).fetchone()[0]
+    assert kept[0].text not in json.dumps(unpack(body), ensure_ascii=False)
 
 
 def test_answers_and_spans_come_back_equal(store: TraceStore, made: list[tuple[Answer, list[SpanRecord]]]) -> None:
