@@ -20,6 +20,7 @@ from gpu_server.interfaces import ChatModel
 from gpu_server.model_pool import ModelPool, PooledEmbedder, PooledReranker, SlotStatus
 from jobs import Job, Jobs, JobsFull
 from library import IngestSummary, Knowledge, Library
+from rag.chat import OpenAIChat
 from rag.errors import RagError
 from rag.query import Clients, Control, Prompts, answer
 from rag.routes import FieldMapping
@@ -118,14 +119,14 @@ class Runtime:
             if self.settings.models.preload:
                 self.pool.warm_up()
             self.library.prepare()
-            if self._chat is not None and self._local_chat is None:
+            if isinstance(self._chat, OpenAIChat):
                 self._greet(self._chat)
         finally:
             gc.collect()
             gc.freeze()  # the models' objects are never garbage: later collections need not look at them
             self._warm.set()
 
-    def _greet(self, chat: Any) -> None:
+    def _greet(self, chat: OpenAIChat) -> None:
         try:
             chat.model()
         except RagError as problem:
@@ -148,6 +149,8 @@ class Runtime:
         if not self.jobs.stop(10.0):
             log.warning("some jobs did not end within 10 s")
         self.store.close()
+        if isinstance(self._chat, OpenAIChat):
+            self._chat.close()
         if not self.traces.close():
             log.error("not every trace could be written: %s", self.traces.health())
         self._tracing.shutdown()
@@ -321,7 +324,10 @@ def _models(settings: Settings, pool: ModelPool) -> tuple[PooledEmbedder, Pooled
     models = settings.models
     try:
         embedder = pool.add_embedder(models.embedder, makers.embedder(models.embedder, models.device, models.precision))
-        reranker = pool.add_reranker(models.reranker, makers.reranker(models.reranker)) if settings.reranker.enabled else None
+        reranker = None
+        if settings.reranker.enabled:
+            wants_scores = makers.uses_route_scores(models.reranker)
+            reranker = pool.add_reranker(models.reranker, makers.reranker(models.reranker), uses_route_scores=wants_scores)
     except makers.UnknownModel as problem:
         raise RagError(
             str(problem), kind="model", next_step="Change models.embedder or models.reranker in the settings."
@@ -335,8 +341,6 @@ def _remote_chat(settings: Settings) -> ChatModel | None:
     llm = settings.llm
     if not llm.base_url:
         return None
-    from rag.chat import OpenAIChat
-
     key = llm.api_key.get_secret_value() if llm.api_key else None
     return OpenAIChat(llm.base_url, llm.model, key, llm.timeout_seconds)
 

@@ -151,7 +151,7 @@ def main() -> dict[str, Any]:
     count = parser.parse_args().queries
     pool = ModelPool()
     embedder = pool.add_embedder("starter", StarterEmbedder)
-    reranker = pool.add_reranker("starter", StarterReranker)
+    reranker = pool.add_reranker("starter", StarterReranker, uses_route_scores=True)
     pool.warm_up()
     asked = [json.loads(line)["text"] for line in (SAMPLES / "queries.jsonl").read_text(encoding="utf-8").splitlines()]
     questions = [asked[number % len(asked)] for number in range(count)]

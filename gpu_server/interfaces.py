@@ -65,8 +65,7 @@ class Scores:
 class ModelInfo:
     """What a loaded model is. `identity` is name, weights hash, dimension and pooling: never URL or precision.
 
-    `learned_sparse`: the embedder makes sparse weights itself. `uses_route_scores`: the reranker wants each candidate's
-    score from both search routes, so that the search has to complete the missing ones.
+    `learned_sparse`: the embedder makes sparse weights itself.
     """
 
     name: str
@@ -79,7 +78,6 @@ class ModelInfo:
     dimension: int | None = None
     max_tokens: int | None = None
     learned_sparse: bool = False
-    uses_route_scores: bool = False
     note: str | None = None
 
 
@@ -138,7 +136,13 @@ class ChatModel(Protocol):
 
 
 class Reranker(Protocol):
-    """A query and its candidates to raw scores in candidate order. Thread-safe."""
+    """A query and its candidates to raw scores in candidate order. Thread-safe.
+
+    `uses_route_scores`: it wants each candidate's score from both search routes, so that the search completes missing ones.
+    Known before anything loads.
+    """
+
+    uses_route_scores: bool
 
     @property
     def info(self) -> ModelInfo: ...

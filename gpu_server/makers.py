@@ -24,6 +24,11 @@ def embedder(name: str, device: str, precision: str) -> Callable[[], Embedder]:
     return make
 
 
+def uses_route_scores(name: str) -> bool:
+    """Whether this reranker wants the scores of both search routes; known without loading it."""
+    return name == "starter"
+
+
 def reranker(name: str) -> Callable[[], Reranker]:
     """The maker of a reranker. Raises UnknownModel."""
     if name != "starter":

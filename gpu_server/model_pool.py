@@ -79,6 +79,12 @@ class Slot(Generic[M]):
     def status(self) -> SlotStatus:
         return self._status
 
+    @property
+    def info(self) -> ModelInfo:
+        """The model's own once it is loaded, until then its name: asking who it is must not cost a load that nobody times."""
+        kind: Any = self.kind
+        return self._status.info or ModelInfo(self.name, kind, self.name, device="unknown", precision="unknown")
+
     def model(self, deadline: float | None = None) -> M:
         """The loaded model; loads it when nobody has, waits when somebody does.
 
@@ -178,12 +184,13 @@ class PooledEmbedder:
 class PooledReranker:
     """The pool's reranker: the maker's interface, with load, queue and cold filled in."""
 
-    def __init__(self, slot: Slot[Reranker]) -> None:
+    def __init__(self, slot: Slot[Reranker], uses_route_scores: bool) -> None:
         self._slot = slot
+        self.uses_route_scores = uses_route_scores
 
     @property
     def info(self) -> ModelInfo:
-        return self._slot.model().info
+        return self._slot.info
 
     def score(self, query: str, candidates: Sequence[RerankCandidate], *, deadline: float | None = None) -> Scores:
         with self._slot.turn(deadline) as turn:
@@ -199,7 +206,7 @@ class PooledChatModel:
 
     @property
     def info(self) -> ModelInfo:
-        return self._slot.model().info
+        return self._slot.info
 
     def stream(self, request: ChatRequest) -> Iterator[Delta]:
         with self._slot.turn(time.monotonic() + request.timeout) as turn:
@@ -216,8 +223,8 @@ class ModelPool:
     def add_embedder(self, name: str, make: Callable[[], Embedder]) -> PooledEmbedder:
         return PooledEmbedder(self._add("embedder", name, make))
 
-    def add_reranker(self, name: str, make: Callable[[], Reranker]) -> PooledReranker:
-        return PooledReranker(self._add("reranker", name, make))
+    def add_reranker(self, name: str, make: Callable[[], Reranker], *, uses_route_scores: bool = False) -> PooledReranker:
+        return PooledReranker(self._add("reranker", name, make), uses_route_scores)
 
     def add_chat_model(self, name: str, make: Callable[[], ChatModel]) -> PooledChatModel:
         return PooledChatModel(self._add("llm", name, make))
@@ -243,7 +250,7 @@ def _first_run(slot: Slot[Any]) -> None:
     if slot.kind == "embedder":
         PooledEmbedder(slot).embed(["warm-up"], "query")
     elif slot.kind == "reranker":
-        PooledReranker(slot).score("warm-up", [RerankCandidate("warm-up", 0.5, 1.0), RerankCandidate("other", 0.1, 0.0)])
+        PooledReranker(slot, False).score("warm-up", [RerankCandidate("warm-up", 0.5, 1.0), RerankCandidate("other", 0.1, 0.0)])
     else:
         request = ChatRequest(({"role": "user", "content": "Say: warm"},), max_tokens=4, temperature=0.0, thinking=False)
         for _ in PooledChatModel(slot).stream(request):

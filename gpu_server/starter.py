@@ -132,6 +132,8 @@ class StarterEmbedder:
 class StarterReranker:
     """Standardised dense cosine + 0.5 x standardised BM25 over the candidates; says of itself that it is no model."""
 
+    uses_route_scores = True
+
     def __init__(self) -> None:
         self._info = ModelInfo(
             name="starter blend",
@@ -139,7 +141,6 @@ class StarterReranker:
             identity=f"blend-{SPARSE_WEIGHT}",
             device="cpu",
             precision="fp32",
-            uses_route_scores=True,
             note="a blend of the two search scores, not a reranker model",
         )
 

@@ -37,10 +37,6 @@ def models_card() -> None:
         st.html(f'<p class="rd rd-title">{escape(title(now))}</p>')
         st.html(figures.table(heads, rows, numeric=(4, 5, 6), wrap=(1, 7)))
         st.html(f'<div class="rd rd-soft">{escape(now.llm)}</div>')
-    if st.session_state.get("_models_warming") and not now.warming:
-        st.session_state["_models_warming"] = False
-        st.rerun()
-    st.session_state["_models_warming"] = now.warming
 
 
 def title(now: Any) -> str:

@@ -123,7 +123,9 @@ def _evaluate(given: argparse.Namespace) -> int:
     dataset = read(given.folder)
     pool = ModelPool()
     embedder = pool.add_embedder(models.embedder, makers.embedder(models.embedder, models.device, models.precision))
-    reranker = pool.add_reranker(models.reranker, makers.reranker(models.reranker))
+    reranker = pool.add_reranker(
+        models.reranker, makers.reranker(models.reranker), uses_route_scores=makers.uses_route_scores(models.reranker)
+    )
     pool.warm_up()
     result = evaluate(dataset, embedder, reranker, candidates=given.candidates, report=lambda line: print(line, file=sys.stderr))
     if given.json:

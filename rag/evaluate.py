@@ -156,7 +156,7 @@ def _measure(
     ranked: dict[str, list[list[str]]] = {stage: [] for stage in EVALUATED}
     seconds: defaultdict[str, list[float]] = defaultdict(list)
     names = [key for key, _, _ in dataset.documents]
-    complete = reranker.info.uses_route_scores
+    complete = reranker.uses_route_scores
     for number, text in enumerate(dataset.queries.values(), 1):
         started = time.perf_counter()
         embeddings = embedder.embed([text], "query")

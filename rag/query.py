@@ -215,7 +215,7 @@ class _Run:
         self.control.check()
         yield self.stages.started("search")
         store, limit = self.clients.store, self.options.candidates
-        complete = bool(self._reranker() and self.clients.reranker and self.clients.reranker.info.uses_route_scores)
+        complete = bool(self._reranker() and self.clients.reranker and self.clients.reranker.uses_route_scores)
         with self.stages.span("search", "dense and sparse, fused", top_k=limit) as note:
             note.where, note.address = ("in-process", None) if store.embedded else ("http", store.address)
             self.collection = store.use(
@@ -260,10 +260,10 @@ class _Run:
         texts = [RerankCandidate(item.text, item.scores.get("dense"), item.scores.get("sparse")) for item in self.candidates]
         ordered = self.candidates
         with self.stages.span("rerank", "score the candidates", can_degrade=True, top_k=self.options.keep) as note:
-            info = reranker.info
-            note.describe(info)
             note.handle.set(query=self.question)
+            note.describe(reranker.info)
             scores = reranker.score(self.question, texts, deadline=self.control.deadline)
+            note.describe(reranker.info)  # once more: a model that was loaded only now knows its device
             note.timing = scores.timing
             order = sorted(range(len(texts)), key=lambda index: (-float(scores.values[index]), index))
             ordered = tuple(
@@ -296,9 +296,16 @@ class _Run:
             if self.control.cancelled.is_set():
                 pieces.close()
                 raise Cancelled("the query was cancelled while it was answered")
-        self.text = self.text.strip()
+        self.text = self._without_reasoning(self.text).strip()
         yield {"type": "prompt", "prompt": [dict(message) for message in self.prompt]}
         yield self.stages.finished("generate")
+
+    def _without_reasoning(self, text: str) -> str:
+        """A chat template that opens `<think>` itself leaves only the closing tag in the stream: seen when it comes."""
+        _, tag, answer = text.partition("</think>")
+        if tag:
+            self.stages.degrade("generate", "the server streamed the reasoning as answer; start it with its reasoning parser")
+        return answer if tag else text
 
     def _quote(self) -> Generator[str, None, None]:
         with self.stages.span("generate", "quote the best sentences") as note:
@@ -345,6 +352,7 @@ class _Run:
             if delta.prompt_tokens is not None:
                 tokens = Tokens(delta.prompt_tokens, delta.completion_tokens)
             note.timing = delta.timing or note.timing
+            text = text if first is not None else text.lstrip()  # blanks after the reasoning are no first token
             if text:
                 if first is None:
                     first = self.stages.elapsed()

@@ -83,10 +83,7 @@ def _warming() -> None:
         st.html(f'<div class="rd" aria-live="polite">{"<br>".join(lines)}</div>')
     else:
         st.empty()
-    if st.session_state.get("_busy") and not _still_busy():
-        st.session_state["_busy"] = False
-        st.rerun()  # a whole run: only that ends the fragment's timer
-    st.session_state["_busy"] = _still_busy()
+    # The timer goes on until the user's next click: a whole run started from here can swallow a click made at that moment
 
 
 def _reading(events: list[dict[str, object]]) -> str:

@@ -44,7 +44,7 @@ def running_app(data: Path, **environment: str) -> Iterator[str]:
     server = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:
-        wait_until(lambda: status(f"{url}/api/health") == 200, server)
+        wait_until(lambda: status(f"{url}/api/health") == 200 and (data / "samples.done").exists(), server)
         yield url
     finally:
         server.send_signal(signal.SIGTERM)
@@ -79,10 +79,6 @@ def browser() -> Iterator[Browser]:
 def app(tmp_path_factory) -> Iterator[str]:
     data = tmp_path_factory.mktemp("browser-data")
     with running_app(data) as url:
-        end = time.monotonic() + 90
-        while not (data / "samples.done").exists():
-            assert time.monotonic() < end, "the sample corpus did not get in"
-            time.sleep(0.2)
         yield url
 
 

@@ -170,4 +170,4 @@ def test_the_blends_edges() -> None:
 
 def test_the_blend_says_that_it_is_no_model() -> None:
     info = StarterReranker().info
-    assert info.uses_route_scores and "not a reranker model" in (info.note or "")
+    assert StarterReranker.uses_route_scores and "not a reranker model" in (info.note or "")

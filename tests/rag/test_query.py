@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from gpu_server.interfaces import RerankCandidate, Scores, Timing
+from gpu_server.interfaces import Delta, ModelInfo, RerankCandidate, Scores, Timing
 from gpu_server.model_pool import ModelPool
 from gpu_server.starter import StarterEmbedder, StarterReranker
 from rag.query import Clients, Control, Finished, Prompts, answer
@@ -30,7 +31,7 @@ TEXTS = {
 @pytest.fixture(scope="module")
 def models():
     pool = ModelPool()
-    return pool.add_embedder("starter", StarterEmbedder), pool.add_reranker("starter", StarterReranker)
+    return pool.add_embedder("starter", StarterEmbedder), pool.add_reranker("starter", StarterReranker, uses_route_scores=True)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +111,10 @@ def test_skipped_stages_say_why_and_only_the_cache_has_hit(clients):
 
 def test_only_the_first_query_is_cold(tmp_path):
     pool = ModelPool()
-    embedder, reranker = pool.add_embedder("starter", StarterEmbedder), pool.add_reranker("starter", StarterReranker)
+    embedder, reranker = (
+        pool.add_embedder("starter", StarterEmbedder),
+        pool.add_reranker("starter", StarterReranker, uses_route_scores=True),
+    )
     store = Store(uri=None, data_dir=tmp_path, collection="passages")
     try:
         clients = Clients(embedder, reranker, None, store, Tracing(), Prompts("", ""))
@@ -150,6 +154,7 @@ class FailingReranker:
     """Named a fake: a reranker whose server is gone."""
 
     info = replace(StarterReranker().info, name="failing fake", address="http://127.0.0.1:9")
+    uses_route_scores = False
 
     def score(self, query, candidates, *, deadline=None):
         raise ConnectionError("refused")
@@ -158,7 +163,8 @@ class FailingReranker:
 class ReversingReranker:
     """Named a fake: predictable arithmetic, the last candidate is best."""
 
-    info = replace(StarterReranker().info, name="reversing fake", uses_route_scores=False)
+    info = replace(StarterReranker().info, name="reversing fake")
+    uses_route_scores = False
 
     def score(self, query: str, candidates: list[RerankCandidate], *, deadline=None) -> Scores:
         return Scores(np.arange(len(candidates), dtype=np.float32), Timing(compute=0.0))
@@ -178,6 +184,47 @@ def test_the_reranker_decides_the_order(clients):
     _, done = run("Why is the first rerank slow?", replace(clients, reranker=ReversingReranker()))
     fused = [passage.ranks["fused"] for passage in done.answer.passages]
     assert fused == sorted(fused, reverse=True)
+
+
+class SayingChat:
+    """Named a fake: a language model that says what it was given."""
+
+    info = ModelInfo("saying fake", "llm", "saying", "cpu", "fp32")
+
+    def __init__(self, *pieces: str) -> None:
+        self._pieces = pieces
+
+    def stream(self, request):
+        yield from (Delta(text=piece) for piece in self._pieces)
+        yield Delta(prompt_tokens=10, completion_tokens=len(self._pieces), finish_reason="stop", timing=Timing(compute=0.001))
+
+
+def test_reasoning_that_only_closes_is_taken_out_of_the_answer_and_said(clients):
+    chat = SayingChat("let me ", "think</thi", "nk>\n\nWarm it ", "up [1].")
+    _, done = run("Why is the first rerank slow?", replace(clients, chat=chat), Options(hyde="off"))
+    assert done.answer.answer == "Warm it up [1]."
+    assert "reasoning parser" in stages(done.answer)["generate"].degraded
+
+
+def test_blanks_are_no_first_token(clients):
+    _, done = run(
+        "Why is it slow?", replace(clients, chat=SayingChat("<think>hm</think>", "\n\n", "Yes [1].")), Options(hyde="off")
+    )
+    assert done.answer.answer == "Yes [1]."
+    assert done.answer.ttft_seconds > 0
+
+
+def test_the_load_of_an_in_process_language_model_is_booked_where_it_happens(clients):
+    def load() -> SayingChat:
+        time.sleep(0.2)
+        return SayingChat("Yes [1].")
+
+    chat = ModelPool().add_chat_model("slow to load", load)
+    cold, warm = (run("Why is it slow?", replace(clients, chat=chat), Options(hyde="off"))[1].answer for _ in range(2))
+    assert stages(cold)["generate"].split.load >= 0.2
+    assert stages(cold)["generate"].cold
+    assert stages(warm)["generate"].split.load == 0
+    assert not stages(warm)["generate"].cold
 
 
 def test_a_store_that_is_away_fails_the_query_with_stage_address_and_next_step(clients, tmp_path):
