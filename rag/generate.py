@@ -61,6 +61,8 @@ class ThinkFilter:
 
     def feed(self, text: str) -> tuple[str, str]:
         """(answer, reasoning) of what is certain so far."""
+        if not self._held and not self._thinking and "<" not in text:
+            return text, ""
         self._held += text
         answer, reasoning = "", ""
         while True:

@@ -145,12 +145,15 @@ class Recorder:
         if note.estimated_network is not None:
             label = f"{label} (network estimated)"
         self._timeline.append(Interval(stage, note.handle.start_seconds, seconds, label, split, cold))
-        known = self._stages.get(stage) or Stage(stage)
+        known = self._stages.get(stage)
+        if known is None:
+            self._stages[stage] = Stage(stage, seconds, 1, cold, None, None, note.device, note.model, note.where, split)
+            return
         self._stages[stage] = replace(
             known,
             seconds=known.seconds + seconds,
             spans=known.spans + 1,
-            cold=known.cold or note.timing.cold,
+            cold=known.cold or cold,
             device=note.device or known.device,
             model=note.model or known.model,
             where=note.where or known.where,
