@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, TypeVar
 
+import numpy as np
+
 from gpu_server.interfaces import (
     ChatModel,
     ChatRequest,
@@ -29,6 +31,8 @@ from gpu_server.interfaces import (
 )
 
 log = logging.getLogger(__name__)
+
+BULK_TEXTS = 8  # passages a turn: a query that comes meanwhile waits for about 0.2 s of CPU work, not for all of it
 
 State = Literal["waiting", "loading", "warm", "failed"]
 M = TypeVar("M")
@@ -61,6 +65,35 @@ class Turn(Generic[M]):
         return replace(timing, load=timing.load + self.load, queue=timing.queue + self.queue, cold=self.cold or timing.cold)
 
 
+class Worker:
+    """One caller at a time; queries go before bulk work that waits."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._busy = False
+        self._urgent = 0
+
+    def acquire(self, urgent: bool, timeout: float | None) -> bool:
+        """Wait for the turn, `timeout` seconds at most (None: without end); False when they passed."""
+        with self._changed:
+            self._urgent += urgent
+            try:
+                if not self._changed.wait_for(lambda: self._free(urgent), timeout):
+                    return False
+                self._busy = True
+                return True
+            finally:
+                self._urgent -= urgent
+
+    def _free(self, urgent: bool) -> bool:
+        return not self._busy and (urgent or not self._urgent)
+
+    def release(self) -> None:
+        with self._changed:
+            self._busy = False
+            self._changed.notify_all()
+
+
 class Slot(Generic[M]):
     """One model: loads on first need, ten threads asking get one load, one caller at a time runs it."""
 
@@ -72,7 +105,7 @@ class Slot(Generic[M]):
         self._load_lock = threading.Lock()
         self._attempts = 0
         self._failure: Exception | None = None
-        self._worker = threading.Lock()
+        self._worker = Worker()
         self._status = SlotStatus(kind, name, "waiting")
 
     @property
@@ -128,14 +161,14 @@ class Slot(Generic[M]):
         self._status = replace(self._status, state="failed", error=f"{type(problem).__name__}: {problem}")
 
     @contextmanager
-    def turn(self, deadline: float | None = None) -> Iterator[Turn[M]]:
+    def turn(self, deadline: float | None = None, *, urgent: bool = True) -> Iterator[Turn[M]]:
         """Wait for the weights, then for the worker, then hold it. Raises TimeoutError at `deadline` (monotonic seconds)."""
         asked = time.perf_counter()
         was_loaded = self._model is not None
         cold = self._status.first_run_seconds is None  # at the asking: a wait for somebody else's first run is a cold wait
         model = self.model(deadline)
         loaded = time.perf_counter()
-        if not self._worker.acquire(timeout=_patience(deadline)):
+        if not self._worker.acquire(urgent, None if deadline is None else _patience(deadline)):
             raise TimeoutError(f"no turn at {self.name} before the deadline: other callers hold it")
         try:
             started = time.perf_counter()
@@ -173,12 +206,44 @@ class PooledEmbedder:
     def embed(
         self, texts: Sequence[str], kind: TextKind = "passage", *, priority: int = 0, deadline: float | None = None
     ) -> Embeddings:
-        with self._slot.turn(deadline) as turn:
+        """A query, or a few texts, in one turn. Many passages take turns of BULK_TEXTS, alike in length: queries come between."""
+        if kind == "query" or len(texts) <= BULK_TEXTS:
+            return self._turn(texts, kind, priority, deadline)
+        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+        shares = [order[start : start + BULK_TEXTS] for start in range(0, len(order), BULK_TEXTS)]
+        parts = [self._turn([texts[index] for index in share], kind, priority, deadline) for share in shares]
+        return _joined(order, parts)
+
+    def _turn(self, texts: Sequence[str], kind: TextKind, priority: int, deadline: float | None) -> Embeddings:
+        with self._slot.turn(deadline, urgent=kind == "query") as turn:
             result = turn.model.embed(texts, kind, priority=priority, deadline=deadline)
         return replace(result, timing=turn.timing(result.timing))
 
     def count_tokens(self, text: str) -> int:
         return self._slot.model().count_tokens(text)
+
+
+def _joined(order: Sequence[int], parts: Sequence[Embeddings]) -> Embeddings:
+    """The parts as one result in the texts' own order; `order` says which text each row of the parts belongs to."""
+    place = np.empty(len(order), dtype=np.intp)
+    place[np.asarray(order)] = np.arange(len(order))
+    sparse = [row for part in parts for row in part.sparse or ()]
+    timings = [part.timing for part in parts]
+    networks = [timing.network for timing in timings if timing.network is not None]
+    return Embeddings(
+        dense=np.concatenate([part.dense for part in parts])[place],
+        sparse=tuple(sparse[index] for index in place) if len(sparse) == len(order) else None,
+        timing=Timing(
+            load=sum(timing.load for timing in timings),
+            queue=sum(timing.queue for timing in timings),
+            tokenize=sum(timing.tokenize for timing in timings),
+            compute=sum(timing.compute for timing in timings),
+            network=sum(networks) if networks else None,
+            cold=any(timing.cold for timing in timings),
+        ),
+        tokens=sum(part.tokens for part in parts),
+        truncated=sum(part.truncated for part in parts),
+    )
 
 
 class PooledReranker:

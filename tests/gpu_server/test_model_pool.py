@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from gpu_server.interfaces import ChatRequest, Delta, Embeddings, ModelInfo, RerankCandidate, Scores, TextKind, Timing
-from gpu_server.model_pool import ModelPool, PooledEmbedder
+from gpu_server.model_pool import ModelPool, PooledEmbedder, Worker
 
 PATIENCE = 20.0
 
@@ -202,7 +202,7 @@ def test_waiting_for_somebody_elses_first_run_is_cold() -> None:
     first, one = at_once(1, lambda: embedder.embed(["x"]).timing)
     assert model.entered.wait(PATIENCE)
     second, other = at_once(1, lambda: embedder.embed(["x"]).timing)
-    wait_for(lambda: stands_in(second[0], "turn", "loaded"))
+    wait_for(lambda: embedder._slot._worker._changed._waiters)
     gate.set()
     join([*first, *second])
     assert one[0].cold and other[0].cold and other[0].queue > 0
@@ -304,3 +304,60 @@ def test_a_stream_holds_the_worker_until_it_ends_or_is_closed() -> None:
     assert "".join(piece.text for piece in pieces) == "one two"
     assert pieces[-1].timing is not None and pieces[-1].timing.cold  # the closed one was no whole run
     assert [piece.timing.cold for piece in chat.stream(request) if piece.timing] == [False]
+
+
+class BulkEmbedder:
+    """Named a fake: a text's vector is its length; notes each turn and waits at a gate before passages."""
+
+    info = ModelInfo("bulk fake", "embedder", "bulk", "cpu", "fp32", dimension=1)
+
+    def __init__(self) -> None:
+        self.turns: list[tuple[str, int]] = []
+        self.gate = threading.Semaphore(0)
+
+    def count_tokens(self, text: str) -> int:
+        return len(text)
+
+    def embed(self, texts, kind="passage", *, priority=0, deadline=None) -> Embeddings:
+        self.turns.append((kind, len(texts)))
+        if kind == "passage":
+            assert self.gate.acquire(timeout=20)
+        dense = np.array([[len(text)] for text in texts], dtype=np.float32)
+        return Embeddings(dense, tuple({len(text): 1.0} for text in texts), Timing(compute=0.01), tokens=len(texts), truncated=1)
+
+
+def test_a_query_comes_between_the_turns_of_bulk_work() -> None:
+    model = BulkEmbedder()
+    embedder = ModelPool().add_embedder("bulk", lambda: model)
+    texts = ["x" * (1 + number * 7 % 20) for number in range(20)]
+    done: list[Embeddings] = []
+    bulk = threading.Thread(target=lambda: done.append(embedder.embed(texts)))
+    bulk.start()
+    while not model.turns:
+        time.sleep(0.001)
+    asked: list[Embeddings] = []
+    query = threading.Thread(target=lambda: asked.append(embedder.embed(["how long?"], "query")))
+    query.start()
+    worker = embedder._slot._worker
+    while not worker._urgent:
+        time.sleep(0.001)
+    model.gate.release()
+    query.join(20)
+    assert asked and model.turns[:2] == [("passage", 8), ("query", 1)]
+    for _ in range(2):
+        model.gate.release()
+    bulk.join(20)
+    assert [turn for turn in model.turns if turn[0] == "passage"] == [("passage", 8), ("passage", 8), ("passage", 4)]
+    result = done[0]
+    assert result.dense[:, 0].tolist() == [len(text) for text in texts], "in the texts' own order"
+    assert [next(iter(row)) for row in result.sparse] == [len(text) for text in texts]
+    assert (result.tokens, result.truncated) == (20, 3)
+    assert result.timing.compute == pytest.approx(0.03)
+
+
+def test_a_turn_that_comes_too_late_leaves_the_worker_free() -> None:
+    worker = Worker()
+    assert worker.acquire(False, 0.0)
+    assert not worker.acquire(True, 0.01)
+    worker.release()
+    assert worker.acquire(False, 0.0), "the query that gave up holds nobody back"
