@@ -72,7 +72,10 @@ class ModelStatus:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What the process has ready. `store` is why the passage store cannot be used, None when it can (or is not open yet)."""
+    """What the process has ready. `store` is why the passage store cannot be used, None when it can (or is not open yet).
+
+    `notices` are settings that are in force nowhere, one sentence each.
+    """
 
     version: str
     models: tuple[ModelStatus, ...]
@@ -80,6 +83,7 @@ class Status:
     store: Problem | None
     store_open: bool
     warming: bool
+    notices: tuple[str, ...]
     sample_job: Job[IngestSummary] | None
 
 
@@ -103,6 +107,8 @@ class Runtime:
         self._started = False
         self._stopped = False
         self._lock = threading.Lock()
+        for notice in _notices(settings):
+            log.warning(notice)
 
     # 1) start and stop
 
@@ -251,6 +257,7 @@ class Runtime:
             store=self.library.problem,
             store_open=self.library.open,
             warming=self._started and not self._warm.is_set(),
+            notices=_notices(self.settings),
             sample_job=self.library.sample_job,
         )
 
@@ -384,6 +391,16 @@ def _model_status(slot: SlotStatus) -> ModelStatus:
         note=info.note if info else None,
         error=slot.error,
     )
+
+
+def _notices(settings: Settings) -> tuple[str, ...]:
+    """Settings that are valid and have no effect in this version: said, so that nobody waits for them."""
+    unused = {
+        "GPU_SERVER_URL": (settings.gpu_server.url, "models run in this process"),
+        "RERANKER_API_URL": (settings.reranker.api_url, "the reranker runs in this process"),
+        "REDIS_URL": (settings.redis.url, "there is no semantic cache yet"),
+    }
+    return tuple(f"{name} is set and not used by this version: {why}." for name, (value, why) in unused.items() if value)
 
 
 def _llm_sentence(settings: Settings, chat: ChatModel | None) -> str:

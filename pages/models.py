@@ -74,6 +74,8 @@ def at(tree: Any, key: str) -> Any:
 st.title("Models")
 if status.store is not None:
     st.html(cards.problem_note(status.store, "Opening the passage store"))
+for notice in status.notices:
+    st.html(cards.note("warn", escape(notice)))
 st.fragment(models_card, run_every=1.0 if status.warming else None)()
 settings_form.form(runtime)
 table = settings_table()
