@@ -83,7 +83,7 @@ def _warming() -> None:
         st.html(f'<div class="rd" aria-live="polite">{"<br>".join(lines)}</div>')
     else:
         st.empty()
-    # The timer goes on until the user's next click: a whole run started from here can swallow a click made at that moment
+    # The timer goes on until the user's next click: a whole run started from here may swallow a click made at that moment
 
 
 def _reading(events: list[dict[str, object]]) -> str:
