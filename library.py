@@ -72,7 +72,6 @@ class Library:
         self.uploads = settings.data_dir / "uploads"
         self._samples_done = settings.data_dir / "samples.done"
         self.problem: Problem | None = None
-        self.open = False
         self.sample_job: Job[IngestSummary] | None = None
         self._sample_lock = threading.Lock()
 
@@ -84,7 +83,7 @@ class Library:
         """Open the store; fill it with the samples when it is embedded, empty and the settings want it. Problems are kept."""
         try:
             self.collection()
-            self.problem, self.open = None, True
+            self.problem = None
             self.ensure_samples()
         except RagError as problem:
             self.problem = Problem("search", problem.kind, problem.message, problem.address, problem.next_step)

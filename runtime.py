@@ -10,6 +10,7 @@ import gc
 import logging
 import os
 import threading
+import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from rag.types import Answer, Event, Options, Problem
 from settings import Settings, load, save_edited
 
 VERSION = "0.1.0"
+DAY_SECONDS = 86_400.0
 ROOT = Path(__file__).parent
 SAMPLES = ROOT / "samples" / "field-guide"
 
@@ -72,7 +74,7 @@ class ModelStatus:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What the process has ready. `store` is why the passage store cannot be used, None when it can (or is not open yet).
+    """What the process has ready. `store` is why the passage store cannot be used, None when it can (or nobody has tried yet).
 
     `notices` are settings that are in force nowhere, one sentence each.
     """
@@ -81,7 +83,6 @@ class Status:
     models: tuple[ModelStatus, ...]
     llm: str
     store: Problem | None
-    store_open: bool
     warming: bool
     notices: tuple[str, ...]
     sample_job: Job[IngestSummary] | None
@@ -104,6 +105,7 @@ class Runtime:
         self.store = _store(settings, url)
         self.library = Library(settings, self.store, self._embedder, self.jobs, SAMPLES)
         self._warm = threading.Event()
+        self._ending = threading.Event()
         self._started = False
         self._stopped = False
         self._lock = threading.Lock()
@@ -125,12 +127,25 @@ class Runtime:
             if self.settings.models.preload:
                 self.pool.warm_up()
             self.library.prepare()
+            threading.Thread(target=self._prune_daily, name="prune-traces", daemon=True).start()
             if isinstance(self._chat, OpenAIChat):
                 self._greet(self._chat)
         finally:
             gc.collect()
             gc.freeze()  # the models' objects are never garbage: later collections need not look at them
             self._warm.set()
+
+    def _prune_daily(self) -> None:
+        """Delete traces older than `traces.keep_days`, now and once a day; nothing without the setting."""
+        days = self.settings.traces.keep_days
+        while days is not None:
+            try:
+                gone = self.traces.delete_before(time.time() - days * DAY_SECONDS)
+                log.info("deleted %d traces older than %d days", gone, days)
+            except RagError as problem:
+                log.warning("old traces could not be deleted: %s", problem.message)
+            if self._ending.wait(DAY_SECONDS):
+                return
 
     def _greet(self, chat: OpenAIChat) -> None:
         try:
@@ -152,6 +167,7 @@ class Runtime:
             if self._stopped:
                 return
             self._stopped = True
+        self._ending.set()
         if not self.jobs.stop(10.0):
             log.warning("some jobs did not end within 10 s")
         self.store.close()
@@ -255,7 +271,6 @@ class Runtime:
             models=tuple(_model_status(slot) for slot in self.pool.status()),
             llm=_llm_sentence(self.settings, self._chat),
             store=self.library.problem,
-            store_open=self.library.open,
             warming=self._started and not self._warm.is_set(),
             notices=_notices(self.settings),
             sample_job=self.library.sample_job,

@@ -18,23 +18,6 @@ WINDOW_CHARS = 200_000
 CountTokens = Callable[[str], int]
 
 
-def split(
-    document: LoadedDocument,
-    document_id: str,
-    source: str,
-    content_hash: str,
-    count_tokens: CountTokens,
-    chunk_tokens: int = 220,
-    overlap_tokens: int = 32,
-) -> list[PassageRow]:
-    """The document's passages in order, at most `chunk_tokens` each; neighbours of one section share up to `overlap_tokens`.
-
-    Every word of the sections is in some passage. The id is made of document, content and position, so the same content
-    gives the same ids. Raises ValueError unless 0 <= overlap_tokens < chunk_tokens, and whatever `count_tokens` raises.
-    """
-    return list(passages(document, document_id, source, content_hash, count_tokens, chunk_tokens, overlap_tokens))
-
-
 def passages(
     document: LoadedDocument,
     document_id: str,
@@ -44,7 +27,12 @@ def passages(
     chunk_tokens: int = 220,
     overlap_tokens: int = 32,
 ) -> Iterator[PassageRow]:
-    """What `split` gives, one at a time: a 50 MB text takes minutes, and its first passages need not wait for the last."""
+    """The document's passages in order, at most `chunk_tokens` each; neighbours of one section share up to `overlap_tokens`.
+
+    One at a time: a 50 MB text takes minutes, and its first passages need not wait for the last. Every word of the sections is
+    in some passage. The id is made of document, content and position, so the same content gives the same ids. Raises ValueError
+    unless 0 <= overlap_tokens < chunk_tokens, and whatever `count_tokens` raises.
+    """
     if not 0 <= overlap_tokens < chunk_tokens:
         raise ValueError(f"overlap_tokens ({overlap_tokens}) must be less than chunk_tokens ({chunk_tokens}), and not negative")
     measure = _Measure(count_tokens, chunk_tokens)

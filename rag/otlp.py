@@ -22,7 +22,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
 from opentelemetry.trace.status import Status, StatusCode
 
-from .types import Answer, Passage
+from rag.types import Answer, Passage
 
 log = logging.getLogger(__name__)
 _SDK_LOGGER = "opentelemetry.exporter.otlp.proto.http.trace_exporter"

@@ -108,7 +108,6 @@ class _Run:
     def __init__(self, question: str, options: Options, clients: Clients, control: Control, recorder: Recorder) -> None:
         self.question, self.options, self.clients, self.control = question, options, clients, control
         self.stages = recorder
-        self.collection = ""
         self.vector: NDArray[np.float32] | None = None
         self.sparse: Mapping[int, float] | None = None
         self.candidates: tuple[Passage, ...] = ()
@@ -204,9 +203,10 @@ class _Run:
         with self.stages.span("hyde", "write a hypothetical answer", can_degrade=True) as note:
             for piece in self._stream(chat, request, note):
                 texts.append(piece)
-        self.hyde_text = "".join(texts).strip() or None
-        if self.hyde_text is None and not self.stages.degraded("hyde"):
-            self.stages.degrade("hyde", "the language model wrote nothing; the question alone was searched")
+        if not self.stages.degraded("hyde"):  # what broke off in the middle is not searched with
+            self.hyde_text = "".join(texts).strip() or None
+            if self.hyde_text is None:
+                self.stages.degrade("hyde", "the language model wrote nothing; the question alone was searched")
         yield self.stages.finished("hyde")
 
     # 4) search
@@ -218,13 +218,12 @@ class _Run:
         complete = bool(self._reranker() and self.clients.reranker and self.clients.reranker.uses_route_scores)
         with self.stages.span("search", "dense and sparse, fused", top_k=limit) as note:
             note.where, note.address = ("in-process", None) if store.embedded else ("http", store.address)
-            self.collection = store.use(
-                self.clients.embedder.info, self.options.collection, create=self.options.collection is None
-            )
-            note.handle.set(collection=self.collection)
+            wanted = self.options.collection
+            collection = store.use(self.clients.embedder.info, wanted, create=wanted is None)
+            note.handle.set(collection=collection)
             asked = self.stages.elapsed()
             found = store.search(
-                self.collection,
+                collection,
                 self.vector,
                 self.question,
                 limit,

@@ -22,21 +22,20 @@ from typing import Any, Self
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace.export import SpanExporter
-from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.trace import get_current_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.trace.status import StatusCode
 from opentelemetry.version import __version__ as sdk_version
 
-from .conventions import FIRST_TOKEN_EVENT, MIRRORS, RERANK_NAMES, SHORT_NAMES, STAGE_ATTRIBUTES, is_content, span_name
-from .errors import Cancelled, RagError
-from .otlp import ExportHealth, Outlet, SpanEvent, SpanRecord, iso_utc
-from .types import Answer
+from rag.conventions import FIRST_TOKEN_EVENT, MIRRORS, RERANK_NAMES, SHORT_NAMES, STAGE_ATTRIBUTES, is_content, span_name
+from rag.errors import Cancelled, RagError
+from rag.otlp import ExportHealth, Outlet, SpanEvent, SpanRecord, iso_utc
+from rag.types import Answer
 
 __all__ = ["ExportHealth", "QueryTrace", "SpanEvent", "SpanHandle", "SpanRecord", "TimeOrderedIds", "Tracing"]
 
 
-class TimeOrderedIds(IdGenerator):
+class TimeOrderedIds:
     """Trace ids in the layout of UUIDv7 (RFC 9562, method 1): they sort by time, within a millisecond by a counter.
 
     The right-most 62 bits are random, which is what W3C's random-trace-id flag promises of 56.
@@ -57,9 +56,6 @@ class TimeOrderedIds(IdGenerator):
 
     def generate_span_id(self) -> int:
         return secrets.randbits(64) or 1
-
-    def is_trace_id_random(self) -> bool:
-        return True
 
 
 class Tracing:
@@ -134,7 +130,6 @@ class QueryTrace:
         self.trace_id, parent_id = _remote_parent(remote_parent) or (own, None)
         self.id = own
         self._root = SpanHandle(self, "query", "rag.query", parent_id, {"input": question, "openinference.span.kind": "CHAIN"})
-        self.started_unix_ns = self._unix0
         self._root.set(**{"ragdeck.query_id": self.id})
 
     @property

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import Kind, RagError
-from .types import STAGES
+from rag.errors import Kind, RagError
+from rag.types import STAGES
 
 log = logging.getLogger(__name__)
 APPLICATION_ID = 0x52414744  # "RAGD": tells our file from another program's

@@ -14,9 +14,9 @@ from datetime import datetime
 from hashlib import blake2b
 from typing import Any
 
-from .errors import RagError
-from .otlp import SpanRecord
-from .types import STAGES, Answer, Outcome, Passage, Stage
+from rag.errors import RagError
+from rag.otlp import SpanRecord
+from rag.types import STAGES, Answer, Outcome, Passage, Stage
 
 PASSAGE_SLACK_SECONDS = 3600.0  # how far `last_used_unix` may lag behind; spares rewriting a text for every query
 _TEXT_FIELDS = ("text", "title", "source", "location")

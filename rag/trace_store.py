@@ -17,11 +17,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .conventions import is_content
-from .errors import RagError
-from .otlp import SpanRecord
-from .trace_file import closing, connect, identity, mapped, open_file, parts, problem
-from .trace_rows import (
+from rag.conventions import is_content
+from rag.errors import RagError
+from rag.otlp import SpanRecord
+from rag.trace_file import closing, connect, identity, mapped, open_file, parts, problem
+from rag.trace_rows import (
     PASSAGE_SLACK_SECONDS,
     ROW_SQL,
     STAGE_SQL,
@@ -39,7 +39,7 @@ from .trace_rows import (
     unpack,
     without_content,
 )
-from .types import Answer
+from rag.types import Answer
 
 __all__ = ["QueryFilter", "QueryRow", "StageRow", "StoreHealth", "StoreStats", "TraceStore"]
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 import runtime
+from benchmarks.bench_traces import fill
 from rag.errors import RagError
 from rag.types import Options
 from settings import SettingsError, load
@@ -84,6 +86,25 @@ def test_what_the_environment_decides_stays(tmp_path: Path):
         assert made.default_options().keep == 5
     finally:
         made.stop()
+
+
+def test_traces_older_than_keep_days_are_deleted_at_the_start(tmp_path: Path):
+    made = built(tmp_path)
+    fill(made.traces, 3, until_unix=time.time() - 40 * 86_400)
+    job = made.submit_query("Kept?")
+    assert job.wait(60)
+    made.stop()
+    again = built(tmp_path, toml="[ingest]\nsample_corpus = false\n[traces]\nkeep_days = 30\n")
+    try:
+        assert again.traces.count() == 4
+        again.start()
+        end = time.monotonic() + 60
+        while again.traces.count() != 1:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        assert again.traces.search()[0].id == job.result.id
+    finally:
+        again.stop()
 
 
 def test_stop_writes_every_query_and_starts_no_new_one(tmp_path: Path):

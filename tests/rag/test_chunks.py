@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from rag.chunks import MAX_TEXT_BYTES, WINDOW_CHARS, split
+from rag import chunks
+from rag.chunks import MAX_TEXT_BYTES, WINDOW_CHARS
 from rag.loaders import LoadedDocument, Section, load
 from rag.types import PassageRow
 
@@ -18,6 +19,10 @@ DATA = Path(__file__).parents[1] / "data" / "documents"
 
 def words(text: str) -> list[str]:
     return re.findall(r"[^\W_]+", text)  # an underscore marks emphasis in Markdown
+
+
+def split(*arguments) -> list[PassageRow]:
+    return list(chunks.passages(*arguments))
 
 
 def count(text: str) -> int:

@@ -206,6 +206,22 @@ def test_reasoning_that_only_closes_is_taken_out_of_the_answer_and_said(clients)
     assert "reasoning parser" in stages(done.answer)["generate"].degraded
 
 
+class BreakingChat(SayingChat):
+    """Named a fake: breaks off in the middle."""
+
+    def stream(self, request):
+        yield Delta(text="half a hypo")
+        raise ConnectionError("gone")
+
+
+def test_a_hypothesis_that_broke_off_is_not_searched_with(clients):
+    _, done = run("Why is it slow?", replace(clients, chat=BreakingChat()), Options(hyde="on"))
+    assert done.answer.hyde_text is None
+    assert "the question alone was searched" in stages(done.answer)["hyde"].degraded
+    assert stages(done.answer)["embed"].spans == 1
+    assert done.answer.error.stage == "generate"
+
+
 def test_blanks_are_no_first_token(clients):
     _, done = run(
         "Why is it slow?", replace(clients, chat=SayingChat("<think>hm</think>", "\n\n", "Yes [1].")), Options(hyde="off")
