@@ -31,7 +31,7 @@ $(VENV)/bin/python:
 		{ echo "RAG Deck needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/installed: requirements.txt | $(VENV)/bin/python
+$(VENV)/installed: requirements.txt requirements-remote.txt | $(VENV)/bin/python
 	$(RUN)/python -m pip install --quiet -r requirements.txt
 	@touch $@
 

@@ -1,5 +1,7 @@
 """What every embedder and reranker looks like, whichever maker, in-process or over HTTP. Knows nothing of torch or HTTP.
 
+Two layers. `EmbeddingModel` and `RerankModel` are what a maker loads: tokenise (`encode`) and one pass (`forward`), run by one
+worker. `Embedder` and `Reranker` are what callers use: the pool's, with batching around such a model, or a client of a server.
 All times are seconds, measured with a monotonic clock. Unknown is None, never 0.
 """
 
@@ -14,14 +16,20 @@ from numpy.typing import NDArray
 
 TextKind = Literal["query", "passage"]
 Where = Literal["in-process", "http"]
+CacheMode = Literal["use", "bypass", "refresh"]
+VectorKind = Literal["dense", "sparse", "late"]
+
+DENSE_AND_SPARSE: frozenset[VectorKind] = frozenset({"dense", "sparse"})
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
     """Where the seconds of one model call went.
 
-    `load` is time spent waiting for weights, `queue` waiting for the model's worker, `network` is None in-process.
-    `cold` is the pool's word: the call loaded the model, waited for its load, or was its first run.
+    `load` is time spent waiting for weights, `queue` waiting for the model's worker, `network` is None in-process; over HTTP
+    it is the time of the request less what the server says it took, and `network_estimated` where the server says nothing and
+    a round trip measured on the open connection stands in. `cold` is the pool's word: the call loaded the model, waited for
+    its load, or was its first run.
     """
 
     load: float = 0.0
@@ -30,17 +38,24 @@ class Timing:
     compute: float = 0.0
     network: float | None = None
     cold: bool = False
+    network_estimated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Embeddings:
-    """`dense` is float32 [n, dimension], L2-normalised; `sparse` is one {token id: weight} a text, or None."""
+    """`dense` is float32 [n, dimension], L2-normalised; `sparse` is one {token id: weight} a text, or None.
+
+    `late` is one float32 [tokens, dimension] a text, L2-normalised by row (late interaction), or None. `tokens` counts what
+    the model read, special tokens included; `truncated` the texts that were cut; `cached` those that a cache answered.
+    """
 
     dense: NDArray[np.float32]
     sparse: tuple[Mapping[int, float], ...] | None
     timing: Timing
     tokens: int
     truncated: int = 0
+    late: tuple[NDArray[np.float32], ...] | None = None
+    cached: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +69,25 @@ class RerankCandidate:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """`values` is float32 [n] in candidate order, raw (no sigmoid)."""
+    """`values` is float32 [n] in candidate order, raw (no sigmoid).
+
+    `tokens` counts what the model read, over all pairs; `truncated` the pairs that were cut; `cached` those that a cache
+    answered.
+    """
 
     values: NDArray[np.float32]
     timing: Timing
     truncated: int = 0
+    tokens: int = 0
+    cached: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
     """What a loaded model is. `identity` is name, weights hash, dimension and pooling: never URL or precision.
 
-    `learned_sparse`: the embedder makes sparse weights itself.
+    `learned_sparse`: the embedder makes sparse weights itself. `late_interaction`: it makes a vector a token, too.
+    `memory_bytes` is what the weights take on the device.
     """
 
     name: str
@@ -79,6 +101,61 @@ class ModelInfo:
     max_tokens: int | None = None
     learned_sparse: bool = False
     note: str | None = None
+    late_interaction: bool = False
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A text, or a query with a text, as token ids: special tokens included, cut to the model's limit.
+
+    `type_ids` are segment ids where the model wants them (BERT pairs). `truncated`: something was cut away.
+    """
+
+    ids: Sequence[int]
+    truncated: bool = False
+    type_ids: Sequence[int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """One text's vectors: `dense` float32 [dimension], L2-normalised; `late` float32 [tokens, dimension]."""
+
+    dense: NDArray[np.float32]
+    sparse: Mapping[int, float] | None = None
+    late: NDArray[np.float32] | None = None
+
+
+class EmbeddingModel(Protocol):
+    """A loaded embedder. `encode` may be called by many threads at once, `forward` by the model's worker alone."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    def encode(self, texts: Sequence[str], kind: TextKind) -> list[Encoded]:
+        """Token ids of each text, with the model's prompt for `kind` where it has one."""
+        ...
+
+    def forward(self, batch: Sequence[Encoded], vectors: frozenset[VectorKind]) -> list[Vectors]:
+        """One pass over a batch of any lengths; results in the batch's order. Kinds the model cannot make come as None."""
+        ...
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of `text` without special tokens."""
+        ...
+
+
+class RerankModel(Protocol):
+    """A loaded cross-encoder. `encode` may be called by many threads at once, `forward` by the model's worker alone."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    def encode(self, query: str, texts: Sequence[str]) -> list[Encoded]: ...
+
+    def forward(self, batch: Sequence[Encoded]) -> NDArray[np.float32]:
+        """Raw scores, float32 [n], in the batch's order; pairs of different queries may stand in one batch."""
+        ...
 
 
 class Embedder(Protocol):
@@ -88,9 +165,19 @@ class Embedder(Protocol):
     def info(self) -> ModelInfo: ...
 
     def embed(
-        self, texts: Sequence[str], kind: TextKind = "passage", *, priority: int = 0, deadline: float | None = None
+        self,
+        texts: Sequence[str],
+        kind: TextKind = "passage",
+        *,
+        vectors: frozenset[VectorKind] = DENSE_AND_SPARSE,
+        priority: int = 0,
+        deadline: float | None = None,
+        caches: CacheMode = "use",
     ) -> Embeddings:
-        """Embed `texts` (at least one). `deadline` is a `time.monotonic()` value; past it TimeoutError is raised."""
+        """Embed `texts` (at least one). A query, or `priority` above 0, goes before bulk work that waits.
+
+        `deadline` is a `time.monotonic()` value; past it TimeoutError is raised. Raises EngineError.
+        """
         ...
 
     def count_tokens(self, text: str) -> int:
@@ -147,4 +234,11 @@ class Reranker(Protocol):
     @property
     def info(self) -> ModelInfo: ...
 
-    def score(self, query: str, candidates: Sequence[RerankCandidate], *, deadline: float | None = None) -> Scores: ...
+    def score(
+        self,
+        query: str,
+        candidates: Sequence[RerankCandidate],
+        *,
+        deadline: float | None = None,
+        caches: CacheMode = "use",
+    ) -> Scores: ...

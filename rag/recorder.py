@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
+from gpu_server.errors import EngineError
 from gpu_server.interfaces import ModelInfo, Timing
 from rag.errors import Cancelled, Kind, RagError, StageError
 from rag.trace import QueryTrace, SpanHandle
@@ -177,7 +178,7 @@ def stage_error(stage: str, problem: Exception, address: str | None = None) -> S
     """Any error as the StageError that a query ends with; foreign ones are told apart by their class."""
     if isinstance(problem, StageError):
         return problem
-    if isinstance(problem, RagError):
+    if isinstance(problem, (RagError, EngineError)):
         return StageError(
             stage, problem.message, kind=problem.kind, address=problem.address or address, next_step=problem.next_step
         )

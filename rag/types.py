@@ -10,11 +10,12 @@ from dataclasses import dataclass, field, is_dataclass
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
+from gpu_server.interfaces import CacheMode
+
 STAGES = ("cache", "hyde", "embed", "search", "rerank", "generate")
 ROUTES = ("dense", "sparse", "fused", "rerank")
 
 HydeMode = Literal["off", "on", "auto"]
-CacheMode = Literal["use", "bypass", "refresh"]
 Outcome = Literal["answered", "no_documents", "failed", "cancelled"]
 Event = dict[str, Any]
 
