@@ -174,15 +174,6 @@ class History:
         reaching = [item for item in RESOLUTIONS if start >= now - item.keep_seconds] or [RESOLUTIONS[-1]]
         return next((item for item in reaching if (end - start) / item.seconds <= points), reaching[-1])
 
-    def mean(self, source: str, metric: str, seconds: float) -> float | None:
-        """Mean over the last `seconds`, weighted by samples; None without any, or when they cover less than half of the span."""
-        now = self._clock()
-        found = self.read(source, metric, now - seconds, now, points=max(2, int(seconds / 2) + 1))
-        if not found or now - found[0].at < seconds / 2:
-            return None
-        count = sum(point.samples for point in found)
-        return sum(point.mean * point.samples for point in found) / count
-
     def forget(self, source: str) -> None:
         """Delete everything of a source that is watched no more. Raises sqlite3.Error."""
         with self._lock, self._transaction() as connection:

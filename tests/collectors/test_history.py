@@ -162,13 +162,6 @@ def test_a_damaged_file_is_set_aside(tmp_path: Path, clock: Clock) -> None:
     assert [item.name.startswith("history.db.damaged-") for item in tmp_path.glob("*damaged*")] == [True]
 
 
-def test_mean_wants_samples_over_at_least_half_of_the_span(kept: History, clock: Clock) -> None:
-    fill(kept, clock, 400)
-    assert kept.mean("gpu-box", "cpu.busy_ratio", 600) == pytest.approx(199.0)
-    assert kept.mean("gpu-box", "cpu.busy_ratio", 900) is None
-    assert kept.mean("gpu-box", "unknown", 600) is None
-
-
 def test_a_source_can_be_forgotten(kept: History, clock: Clock) -> None:
     kept.write([Sample("a", NOON, {"m": 1.0}), Sample("b", NOON, {"m": 2.0})])
     kept.forget("a")
