@@ -1,1 +1,1 @@
-"""Readings of machines and services. Knows nothing of rag or gpu_server. To come."""
+"""Readings of machines and services. Knows nothing of rag or gpu_server."""
