@@ -15,6 +15,7 @@ from _settings_sources import masked_text
 from _settings_values import (
     AnswerPrompt,
     Device,
+    Headers,
     HeaderSecret,
     Host,
     Hosts,
@@ -115,7 +116,7 @@ class Milvus(Section):
 
 
 class Models(Section):
-    """Models of the query path."""
+    """Models of the query path where they run in this process; `[embeddings]`, `[gpu_server]` and `[reranker]` replace them."""
 
     embedder: Text = setting("starter", "`starter`, a hub name or a folder.", "EMBEDDING_MODEL", answer=True)
     reranker: Text = setting("starter", "`starter`, a hub name or a folder.", "RERANKER_MODEL", answer=True)
@@ -125,22 +126,60 @@ class Models(Section):
 
 
 class GpuServer(Section):
-    """Embedder and reranker over HTTP instead of in-process."""
+    """Embedder and reranker of one server of ours (`python -m gpu_server`) instead of models in this process."""
 
-    url: HttpUrl | None = setting(None, "GPU server that replaces the local models.", "GPU_SERVER_URL", answer=True)
-    token: HeaderSecret | None = setting(None, "Token sent to the GPU server.", "GPU_SERVER_TOKEN")
+    url: HttpUrl | None = setting(
+        None,
+        "GPU server that replaces both local models; `embeddings.base_url` and `reranker.api_url` win over it.",
+        "GPU_SERVER_URL",
+        answer=True,
+    )
+    token: HeaderSecret | None = setting(None, "Key sent to the GPU server.", "GPU_SERVER_TOKEN")
     timeout_seconds: Seconds = setting(60.0, "Deadline of one request, in seconds.")
     retries: int = setting(3, "Further attempts after a failed one.", ge=0, le=20)
     backoff_factor: float = setting(2.0, "Each wait before a retry is this many times the one before.", ge=1, le=10)
 
 
+class Embeddings(Section):
+    """Embedder behind any OpenAI-compatible endpoint (`/v1/embeddings`): our GPU server, vLLM, TEI, a hosted one."""
+
+    base_url: HttpUrl | None = setting(
+        None, "Endpoint, with or without /v1; wins over the GPU server and the local model.", "EMBEDDING_BASE_URL", answer=True
+    )
+    model: Text | None = setting(
+        None, "Model asked for; unset asks for `models.embedder` unless that is `starter`, else for the only one.", answer=True
+    )
+    api_key: HeaderSecret | None = setting(None, "Key of the endpoint.", "EMBEDDING_API_KEY")
+    headers: Headers | None = setting(None, 'Further headers, a table such as `headers = { X-Team = "search" }`.')
+    timeout_seconds: Seconds = setting(60.0, "Deadline of one request, in seconds.")
+    retries: int = setting(3, "Further attempts after a failed one.", ge=0, le=20)
+    backoff_factor: float = setting(2.0, "Each wait before a retry is this many times the one before.", ge=1, le=10)
+    batch_size: int = setting(64, "Most texts in one request; a server's stated limit is kept as well.", ge=1, le=2048)
+    query_prompt: str = setting(
+        "", "Put before each question, as it is, for models that want it.", answer=True, verbatim=True, max_length=4096
+    )
+    passage_prompt: str = setting(
+        "", "Put before each passage, as it is, for models that want it.", answer=True, verbatim=True, max_length=4096
+    )
+
+
 class Reranker(Section):
-    """The second look at the candidates."""
+    """The second look at the candidates. With `api_url`, `[gpu_server]` says time limit and retries."""
 
     enabled: bool = setting(True, "Rerank the candidates.", "RERANKER_ENABLED", answer=True)
     api_url: HttpUrl | None = setting(
-        None, "Rerank service; unset uses the GPU server or the local model.", "RERANKER_API_URL", answer=True
+        None,
+        "Rerank service, with or without path; wins over the GPU server and the local model.",
+        "RERANKER_API_URL",
+        answer=True,
     )
+    api_dialect: Literal["auto", "native", "cohere", "tei"] = setting(
+        "auto", "What the service speaks: ours, Cohere's (also Jina, vLLM, Infinity) or TEI's; auto asks it.", answer=True
+    )
+    api_model: Text | None = setting(
+        None, "Model asked for; unset asks for `models.reranker` unless that is `starter`, else for the only one.", answer=True
+    )
+    api_key: HeaderSecret | None = setting(None, "Key of the rerank service.", "RERANKER_API_KEY")
     top_k: int = setting(40, "Candidates that are reranked.", "RERANKER_TOP_K", answer=True, ge=1, le=1000)
     return_k: int = setting(8, "Passages kept; at most top_k.", "RERANKER_RETURN_K", answer=True, ge=1, le=1000)
 
@@ -231,6 +270,7 @@ class Settings(Section):
     milvus: Milvus = Milvus()
     models: Models = Models()
     gpu_server: GpuServer = GpuServer()
+    embeddings: Embeddings = Embeddings()
     reranker: Reranker = Reranker()
     llm: Llm = Llm()
     ingest: Ingest = Ingest()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import string
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, get_args
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
@@ -112,6 +112,8 @@ Host = Annotated[str, AfterValidator(_host)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=86400)]
 HeaderSecret = Annotated[SecretStr, AfterValidator(_header_text)]
+HeaderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}$")]
+Headers = Mapping[HeaderName, HeaderSecret]
 MilvusUrl = Annotated[str, AfterValidator(_milvus_url)]
 RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
 Hosts = Annotated[tuple[Host, ...], BeforeValidator(_comma_separated)]
@@ -121,9 +123,15 @@ AnswerPrompt = Annotated[str, AfterValidator(_template("question", "passages"))]
 HydePrompt = Annotated[str, AfterValidator(_template("question"))]
 
 
-def setting(default: Any, meaning: str, env: str | None = None, answer: bool = False, **bounds: Any) -> Any:
-    """A field with its meaning, its environment variable, and whether it changes answers (then it is in the fingerprint)."""
-    return Field(default, description=meaning, json_schema_extra={"env": env, "answer": answer}, **bounds)
+def setting(
+    default: Any, meaning: str, env: str | None = None, answer: bool = False, verbatim: bool = False, **bounds: Any
+) -> Any:
+    """A field with its meaning, its environment variable, and whether it changes answers (then it is in the fingerprint).
+
+    `verbatim`: blanks at the ends belong to the text.
+    """
+    extra: dict[str, Any] = {"env": env, "answer": answer, "verbatim": verbatim}
+    return Field(default, description=meaning, json_schema_extra=extra, **bounds)
 
 
 class Section(BaseModel):
@@ -141,14 +149,16 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _tidy(cls, value: Any, info: ValidationInfo) -> Any:
-        annotation = cls.model_fields[info.field_name or ""].annotation
+        field = cls.model_fields[info.field_name or ""]
+        annotation, extra = field.annotation, field.json_schema_extra
         if isinstance(value, bool) and annotation is not bool:
             raise ValueError("no true or false here")  # pydantic would take true as the number 1
         if not isinstance(value, str):
             return value
         if any("\ud800" <= c <= "\udfff" for c in value):
             raise ValueError("valid Unicode text")  # lone surrogates can be neither sent nor saved
-        value = value.strip()
+        if not (isinstance(extra, dict) and extra.get("verbatim")):
+            value = value.strip()
         return None if not value and type(None) in get_args(annotation) else value
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:

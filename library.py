@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpu_server.errors import EngineError
 from gpu_server.interfaces import Embedder
 from jobs import Job, Jobs
 from rag.errors import RagError
@@ -76,8 +77,12 @@ class Library:
         self._sample_lock = threading.Lock()
 
     def collection(self, base: str | None = None) -> str:
-        """The collection in use, opened. Raises RagError."""
-        return self._store.use(self._embedder.info, base)
+        """The collection in use, opened. Raises RagError; also where the embedder, whose identity names it, is away."""
+        try:
+            info = self._embedder.info
+        except EngineError as problem:
+            raise RagError(problem.message, kind=problem.kind, address=problem.address, next_step=problem.next_step) from problem
+        return self._store.use(info, base)
 
     def prepare(self) -> None:
         """Open the store; fill it with the samples when it is embedded, empty and the settings want it. Problems are kept."""

@@ -11,16 +11,19 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gpu_server import makers
+import models
+from gpu_server.errors import EngineError
 from gpu_server.interfaces import ChatModel
-from gpu_server.model_pool import ModelPool, PooledEmbedder, PooledReranker, SlotStatus
+from gpu_server.model_pool import ModelPool
+from gpu_server.probes import Probe
 from jobs import Job, Jobs, JobsFull
 from library import IngestSummary, Knowledge, Library
+from models import ModelStatus
 from rag.chat import OpenAIChat
 from rag.errors import RagError
 from rag.query import Clients, Control, Prompts, answer
@@ -33,6 +36,8 @@ from settings import Settings, load, save_edited
 
 VERSION = "0.1.0"
 DAY_SECONDS = 86_400.0
+MEND_SECONDS = 5.0
+LONGEST_MEND_SECONDS = 300.0
 ROOT = Path(__file__).parent
 SAMPLES = ROOT / "samples" / "field-guide"
 
@@ -54,22 +59,6 @@ CHANGEABLE = frozenset(
 )
 
 log = logging.getLogger("ragdeck")
-
-
-@dataclass(frozen=True, slots=True)
-class ModelStatus:
-    """A model as the pages show it; seconds are None until measured. State `off` is a model that is not configured."""
-
-    kind: str
-    name: str
-    state: str
-    device: str | None = None
-    precision: str | None = None
-    load_seconds: float | None = None
-    first_run_seconds: float | None = None
-    runs: int = 0
-    note: str | None = None
-    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,16 +89,16 @@ class Runtime:
         self.traces = TraceStore(settings.data_dir / "traces.db", capture_content=settings.traces.capture_content)
         self._tracing = Tracing(exporter=_exporter(settings), capture_content=settings.traces.capture_content, version=VERSION)
         self.pool = ModelPool()
-        self._embedder, self._reranker, self._local_chat = _models(settings, self.pool)
-        self._chat = self._local_chat or _remote_chat(settings)
+        self.models = models.build(settings, self.pool)
+        self._chat = self.models.chat or _remote_chat(settings)
         self.store = _store(settings, url)
-        self.library = Library(settings, self.store, self._embedder, self.jobs, SAMPLES)
+        self.library = Library(settings, self.store, self.models.embedder, self.jobs, SAMPLES)
         self._warm = threading.Event()
         self._ending = threading.Event()
         self._started = False
         self._stopped = False
         self._lock = threading.Lock()
-        for notice in _notices(settings):
+        for notice in self._notices():
             log.warning(notice)
 
     # 1) start and stop
@@ -126,6 +115,7 @@ class Runtime:
         try:
             if self.settings.models.preload:
                 self.pool.warm_up()
+                threading.Thread(target=self._mend, args=(self.models.greet(),), name="mend", daemon=True).start()
             self.library.prepare()
             threading.Thread(target=self._prune_daily, name="prune-traces", daemon=True).start()
             if isinstance(self._chat, OpenAIChat):
@@ -134,6 +124,15 @@ class Runtime:
             gc.collect()
             gc.freeze()  # the models' objects are never garbage: later collections need not look at them
             self._warm.set()
+
+    def _mend(self, well: bool) -> None:
+        """Try remote models again that were away at the start, ever more rarely: they may come up without a restart here."""
+        wait = MEND_SECONDS
+        while not well and not self._ending.wait(wait):
+            wait = min(2 * wait, LONGEST_MEND_SECONDS)
+            well = self.models.greet()
+            if self.library.problem is not None:
+                self.library.prepare()
 
     def _prune_daily(self) -> None:
         """Delete traces older than `traces.keep_days`, now and once a day; nothing without the setting."""
@@ -173,6 +172,8 @@ class Runtime:
         self.store.close()
         if isinstance(self._chat, OpenAIChat):
             self._chat.close()
+        self.models.close()
+        self.pool.stop()
         if not self.traces.close():
             log.error("not every trace could be written: %s", self.traces.health())
         self._tracing.shutdown()
@@ -209,8 +210,8 @@ class Runtime:
     def _clients(self) -> Clients:
         settings = self.settings
         return Clients(
-            embedder=self._embedder,
-            reranker=self._reranker,
+            embedder=self.models.embedder,
+            reranker=self.models.reranker,
             chat=self._chat,
             store=self.store,
             tracing=self._tracing,
@@ -242,7 +243,7 @@ class Runtime:
             )
         with self._lock:
             self.settings = save_edited(self.settings, changes)
-            if "llm.model" in changes and self._local_chat is None:
+            if "llm.model" in changes and self.models.chat is None:
                 self._chat = _remote_chat(self.settings)
         log.info("settings changed on a page: %s", ", ".join(sorted(changes)))
 
@@ -265,14 +266,37 @@ class Runtime:
 
     # 4) status
 
-    def status(self) -> Status:
+    def test_model(self, kind: str) -> Probe:
+        """Try the embedder or the reranker with one text or pair, past every cache. Raises RagError."""
+        return self._tried(lambda: self.models.probe(kind))
+
+    def reload_model(self, kind: str) -> Probe:
+        """Load the model anew, or find out anew what its server serves, and try it. Raises RagError."""
+        return self._tried(lambda: self.models.reload(kind))
+
+    def _tried(self, trial: Callable[[], Probe]) -> Probe:
+        try:
+            return trial()
+        except EngineError as problem:
+            raise RagError(problem.message, kind=problem.kind, address=problem.address, next_step=problem.next_step) from problem
+        except LookupError as problem:
+            raise RagError(str(problem), kind="not_found", next_step="Switch it on in the settings.") from None
+
+    def _notices(self) -> tuple[str, ...]:
+        """Settings that are valid and have no effect in this version: said, so that nobody waits for them."""
+        if self.settings.redis.url and "reranker" not in self.models.caches:
+            return ("REDIS_URL is set and not used: there is no semantic cache yet, and no rerank results are cached here.",)
+        return ()
+
+    def status(self, *, live: bool = False) -> Status:
+        """`live` also asks our GPU servers for what only they know of their models (queue, memory), 2 s each at most."""
         return Status(
             version=VERSION,
-            models=tuple(_model_status(slot) for slot in self.pool.status()),
+            models=self.models.status(live=live),
             llm=_llm_sentence(self.settings, self._chat),
             store=self.library.problem,
             warming=self._started and not self._warm.is_set(),
-            notices=_notices(self.settings),
+            notices=self._notices(),
             sample_job=self.library.sample_job,
         )
 
@@ -342,23 +366,6 @@ def _export_offline(settings: Settings) -> None:
             os.environ[name] = "1"
 
 
-def _models(settings: Settings, pool: ModelPool) -> tuple[PooledEmbedder, PooledReranker | None, ChatModel | None]:
-    models = settings.models
-    try:
-        embedder = pool.add_embedder(models.embedder, makers.embedder(models.embedder, models.device, models.precision))
-        reranker = None
-        if settings.reranker.enabled:
-            wants_scores = makers.uses_route_scores(models.reranker)
-            reranker = pool.add_reranker(models.reranker, makers.reranker(models.reranker), uses_route_scores=wants_scores)
-    except makers.UnknownModel as problem:
-        raise RagError(
-            str(problem), kind="model", next_step="Change models.embedder or models.reranker in the settings."
-        ) from None
-    local = settings.llm.local_model
-    chat = pool.add_chat_model(local, makers.chat(local, models.device, models.precision)) if local else None
-    return embedder, reranker, chat
-
-
 def _remote_chat(settings: Settings) -> ChatModel | None:
     llm = settings.llm
     if not llm.base_url:
@@ -390,32 +397,6 @@ def _exporter(settings: Settings) -> Any:
     # OTEL_EXPORTER_OTLP_ENDPOINT names the base; the path of traces is ours to add
     url = endpoint if endpoint.rstrip("/").endswith("/v1/traces") else f"{endpoint.rstrip('/')}/v1/traces"
     return OTLPSpanExporter(endpoint=url, timeout=10)
-
-
-def _model_status(slot: SlotStatus) -> ModelStatus:
-    info = slot.info
-    return ModelStatus(
-        kind=slot.kind,
-        name=info.name if info else slot.name,
-        state=slot.state,
-        device=info.device if info else None,
-        precision=info.precision if info else None,
-        load_seconds=slot.load_seconds,
-        first_run_seconds=slot.first_run_seconds,
-        runs=slot.runs,
-        note=info.note if info else None,
-        error=slot.error,
-    )
-
-
-def _notices(settings: Settings) -> tuple[str, ...]:
-    """Settings that are valid and have no effect in this version: said, so that nobody waits for them."""
-    unused = {
-        "GPU_SERVER_URL": (settings.gpu_server.url, "models run in this process"),
-        "RERANKER_API_URL": (settings.reranker.api_url, "the reranker runs in this process"),
-        "REDIS_URL": (settings.redis.url, "there is no semantic cache yet"),
-    }
-    return tuple(f"{name} is set and not used by this version: {why}." for name, (value, why) in unused.items() if value)
 
 
 def _llm_sentence(settings: Settings, chat: ChatModel | None) -> str:

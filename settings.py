@@ -24,6 +24,7 @@ from _settings_models import (
     VARIABLES,
     Api,
     CollectionMapping,
+    Embeddings,
     GpuServer,
     Ingest,
     Llm,
@@ -55,6 +56,7 @@ __all__ = [
     "SECRETS",
     "Api",
     "CollectionMapping",
+    "Embeddings",
     "GpuServer",
     "Ingest",
     "Llm",
@@ -237,6 +239,8 @@ def _nested(flat: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 def _value_problem(detail: ErrorDetails, entries: Mapping[str, Entry]) -> Problem:
     key = ".".join(part for part in detail["loc"] if isinstance(part, str))
+    while key not in KEYS and key not in TABLES and "." in key:
+        key = key.rpartition(".")[0]  # an entry of a table of values, such as one header, is its setting's
     expected = re.sub(r"^(Value error, |Input should be )", "", detail["msg"]).replace("String should", "a text that should")
     if detail["type"] == "missing":
         found, expected = "nothing", "a value"

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 
 from collectors import disks, docker, psutil_host, systemd
+from collectors.connection_test import NEEDED, OPTIONAL, StepResult
+from collectors.errors import CollectorError
 from collectors.local import LocalShell
 from collectors.machines import HostRates, Machine, PartName
 from collectors.nvml import Nvml
@@ -60,3 +62,18 @@ class LocalReader:
     def close(self) -> None:
         self._shell.close()
         self._nvml.close()
+
+
+def try_local(timeout: float = 15.0) -> tuple[StepResult, ...]:
+    """The connection test of the machine we run on: its shell and the commands that are needed."""
+    names = " ".join([*NEEDED, *OPTIONAL])
+    command = f"for name in {names}; do command -v $name >/dev/null 2>&1 || printf '%s\\n' $name; done"
+    try:
+        output = LocalShell().run(command, timeout)
+    except (CollectorError, OSError) as error:
+        return (StepResult("shell", False, str(error), "This machine needs a POSIX shell as /bin/sh."),)
+    missing = output.stdout.split()
+    lacking = [name for name in NEEDED if name in missing]
+    said = f"not there: {', '.join(missing)}" if missing else ""
+    next_step = "Install them: they are in every base system." if lacking else ""
+    return StepResult("shell", True, seconds=output.seconds), StepResult("command", not lacking, said, next_step)

@@ -1,7 +1,7 @@
 """Runs tasks when they are due, on as many threads as are busy at once. Knows nothing of machines.
 
 A task says at its end when it wants to run again. One runs once at a time, so that what hangs holds one thread and nothing else.
-Threads are made when all others are busy, and end when there is nothing for them to do.
+Threads are made when all others are busy, and end when too many of them have nothing to do.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable
 log = logging.getLogger(__name__)
 
 MAX_THREADS = 256
-IDLE_SECONDS = 10.0
+SPARE_THREADS = 8  # idle ones that are kept: making one costs more than letting it wait
 DEFECT_SECONDS = 30.0  # a task that raised has a defect: not at once again
 
 
@@ -32,7 +32,7 @@ class Task:
         self.cancelled = False
 
     def soon(self, after: float = 0.0) -> None:
-        """Run in `after` seconds, or sooner if that was planned. While it runs: that long from now at the earliest, after its end."""
+        """Run in `after` seconds, or sooner if that is planned; while it runs, once more after its end."""
         self._scheduler.plan(self, after)
 
     def cancel(self) -> None:
@@ -51,7 +51,7 @@ class Scheduler:
         self._heap: list[tuple[float, int, Task]] = []
         self._sequence = 0
         self._ready: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
-        self._threads = self._unclaimed = self._running = self._made = 0
+        self._threads = self._in_hand = self._made = 0
         self._started = self._stopped = False
 
     @property
@@ -75,7 +75,7 @@ class Scheduler:
             self._changed.notify_all()
             for _ in range(self._threads):
                 self._ready.put(None)
-            return self._changed.wait_for(lambda: self._running == 0, timeout)
+            return self._changed.wait_for(lambda: self._in_hand == 0, timeout)
 
     def task(self, name: str, run: Callable[[], float | None]) -> Task:
         """`run` returns the seconds from its beginning to its next one, or None to sleep until `soon`."""
@@ -114,32 +114,38 @@ class Scheduler:
 
     def _hand_out(self, task: Task) -> None:
         task.due, task.running = None, True
-        self._running += 1
-        self._unclaimed += 1
+        self._in_hand += 1
         self._ready.put(task)
-        if self._unclaimed + self._running - self._unclaimed > self._threads and self._threads < self._max_threads:
+        if self._in_hand > self._threads and self._threads < self._max_threads:
             self._threads += 1
             self._made += 1
             threading.Thread(target=self._work, name=f"{self._name}-{self._made}", daemon=True).start()
 
     def _work(self) -> None:
-        while (task := self._next()) is not None:
+        while (task := self._ready.get()) is not None:
             started = self._monotonic()
-            try:
-                again = task.run()
-            except Exception:
-                log.exception("%s failed", task.name)
-                again = DEFECT_SECONDS
+            again = None if self._stopped else self._run(task)
             with self._changed:
-                self._running -= 1
+                self._in_hand -= 1
                 task.running = False
-                self._finish(task, None if again is None else max(self._monotonic(), started + again))
-                if self._stopped:
-                    self._changed.notify_all()
+                self._finished(task, None if again is None else max(self._monotonic(), started + again))
+                if self._threads > self._in_hand + SPARE_THREADS:
+                    break
+        with self._changed:
+            self._threads -= 1
 
-    def _finish(self, task: Task, due: float | None) -> None:
+    def _run(self, task: Task) -> float | None:
+        try:
+            return task.run()
+        except Exception:
+            log.exception("%s failed", task.name)
+            return DEFECT_SECONDS
+
+    def _finished(self, task: Task, due: float | None) -> None:
         """Plan the next run: the earlier of what it asked for and of what was asked for while it ran."""
-        if due is not None:
-            self._plan_unpushed(task, due)
-        if task.due is not None and not self._stopped:
-            self._push(task, task.due)
+        known, task.due = task.due, None
+        times = [each for each in (known, due) if each is not None]
+        if times:
+            self._plan(task, min(times))
+        if self._stopped:
+            self._changed.notify_all()

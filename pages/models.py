@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -9,43 +10,52 @@ import streamlit as st
 
 import runtime as runtime_module
 import settings as settings_module
-from ui import cards, figures, settings_form
+from gpu_server.probes import Probe
+from rag.errors import RagError
+from ui import cards, models_view, settings_form
 from ui.cached import the_runtime
-from ui.format import count, escape, seconds, value_html
+from ui.format import escape
+
+TESTS = {
+    "embedder": "Embeds one text, past every cache, where the settings say: before anything long is started.",
+    "reranker": "Scores one pair, past every cache, where the settings say.",
+}
+RELOAD = "Finishes what waits, drops the weights, loads them anew and runs them once. Queries wait meanwhile."
 
 runtime = the_runtime()
 status = runtime.status()
 
 
 def models_card() -> None:
-    now = runtime.status()
-    rows = [
-        [
-            escape(model.kind),
-            f'<span class="rd-plain">{escape(model.name)}</span>',
-            cards.model_state(model.state),
-            escape(" · ".join(text for text in (model.device, model.precision) if text) or "–"),
-            value_html(seconds(model.load_seconds), "not loaded yet"),
-            value_html(seconds(model.first_run_seconds), "has not run yet"),
-            count(model.runs),
-            f'<span class="rd-soft">{escape(model.error or model.note or "")}</span>',
-        ]
-        for model in now.models
-    ]
-    heads = ["Kind", "Model", "State", "Device", "Load", "First run", "Runs", "Note"]
+    now = runtime.status(live=True)
     with st.container(border=True, gap="small"):
-        st.html(f'<p class="rd rd-title">{escape(title(now))}</p>')
-        st.html(figures.table(heads, rows, numeric=(4, 5, 6), wrap=(1, 7)))
+        st.html(f'<p class="rd rd-title">{escape(models_view.title(now.models, now.warming))}</p>')
+        st.html(models_view.table(now.models))
         st.html(f'<div class="rd rd-soft">{escape(now.llm)}</div>')
 
 
-def title(now: Any) -> str:
-    states = [model.state for model in now.models]
-    if "failed" in states:
-        return "A model could not be loaded"
-    if all(state == "warm" for state in states):
-        return "Every model is warm: no query waits for loading"
-    return "Models are warming up" if now.warming else "Models load with the first query that needs them"
+def actions_card() -> None:
+    """Buttons that try a model, and that load one of this process anew; what they found stays until the next one."""
+    with st.container(horizontal=True, gap="small"):
+        for model in status.models:
+            if model.kind == "llm":
+                continue
+            if st.button(f"Test {model.kind}", help=TESTS[model.kind], key=f"test-{model.kind}"):
+                with st.spinner(f"Testing the {model.kind} …", show_time=True):
+                    st.session_state["tested"] = model.kind, attempt(lambda kind=model.kind: runtime.test_model(kind))
+            verb = "Load" if model.state == "waiting" else "Reload"
+            if model.where == "in-process" and st.button(f"{verb} {model.kind}", help=RELOAD, key=f"reload-{model.kind}"):
+                with st.spinner(f"Loading the {model.kind} …", show_time=True):
+                    st.session_state["tested"] = model.kind, attempt(lambda kind=model.kind: runtime.reload_model(kind))
+    if "tested" in st.session_state:
+        st.html(models_view.tested(*st.session_state["tested"]))
+
+
+def attempt(action: Callable[[], Probe]) -> Probe | RagError:
+    try:
+        return action()
+    except RagError as problem:
+        return problem
 
 
 def settings_table() -> pd.DataFrame:
@@ -76,7 +86,8 @@ if status.store is not None:
     st.html(cards.problem_note(status.store, "Opening the passage store"))
 for notice in status.notices:
     st.html(cards.note("warn", escape(notice)))
-st.fragment(models_card, run_every=1.0 if status.warming else None)()
+st.fragment(models_card, run_every=2.0)()
+actions_card()
 settings_form.form(runtime)
 table = settings_table()
 changed = table[table["From"] != "default"]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from gpu_server.errors import EngineError
 from rag.errors import HeldError, RagError
 
 
@@ -25,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: int = given.run(given)
     except SettingsError as problem:
         return _fail(given, "bad_input", str(problem), "", 2)
-    except RagError as problem:
+    except (RagError, EngineError) as problem:
         step = problem.next_step
         return _fail(given, problem.kind, problem.message, step, 2 if problem.kind == "bad_input" else 1, problem)
     except KeyboardInterrupt:
@@ -38,7 +39,7 @@ def _stop(number: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _fail(given: argparse.Namespace, kind: str, message: str, step: str, code: int, problem: RagError | None = None) -> int:
+def _fail(given: argparse.Namespace, kind: str, message: str, step: str, code: int, problem: Exception | None = None) -> int:
     if given.json:
         error: dict[str, Any] = {"kind": kind, "message": message, "next_step": step}
         if isinstance(problem, HeldError):
@@ -114,20 +115,27 @@ def _ingest(given: argparse.Namespace) -> int:
 
 
 def _evaluate(given: argparse.Namespace) -> int:
-    from gpu_server import makers
+    import models
     from gpu_server.model_pool import ModelPool
     from rag.evaluate import evaluate, read
     from settings import load
 
-    models = load().models
+    settings = load()
     dataset = read(given.folder)
-    pool = ModelPool()
-    embedder = pool.add_embedder(models.embedder, makers.embedder(models.embedder, models.device, models.precision))
-    reranker = pool.add_reranker(
-        models.reranker, makers.reranker(models.reranker), uses_route_scores=makers.uses_route_scores(models.reranker)
-    )
-    pool.warm_up()
-    result = evaluate(dataset, embedder, reranker, candidates=given.candidates, report=lambda line: print(line, file=sys.stderr))
+    measured = settings.model_copy(update={"reranker": settings.reranker.model_copy(update={"enabled": True})})
+    built = models.build(measured, ModelPool())
+    assert built.reranker is not None
+    built.pool.warm_up()
+    try:
+        result = evaluate(
+            dataset,
+            built.embedder,
+            built.reranker,
+            candidates=given.candidates,
+            report=lambda line: print(line, file=sys.stderr),
+        )
+    finally:
+        built.close()
     if given.json:
         print(json.dumps(result))
         return 0

@@ -11,8 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from gpu_server.interfaces import CacheMode
 from rag.errors import RagError
-from rag.types import Answer, CacheMode, Options, Stage
+from rag.types import Answer, Options, Stage
 
 PERCENTILES = (50, 90, 95, 99)
 Ask = Callable[[str, Callable[[str], None]], Answer]

@@ -159,10 +159,11 @@ class _Run:
         yield self.stages.started("embed")
         embedder = self.clients.embedder
         with self.stages.span("embed", label) as note:
-            embeddings = embedder.embed([text], "query", priority=1, deadline=self.control.deadline)
+            embeddings = embedder.embed([text], "query", priority=1, deadline=self.control.deadline, caches=self.options.caches)
             info = embedder.info
             note.describe(info)
             note.timing = embeddings.timing
+            note.cached = (embeddings.cached, 1)
             note.handle.set(dimensions=info.dimension, input_tokens=embeddings.tokens)
         yield self.stages.finished("embed")
         return embeddings
@@ -261,9 +262,10 @@ class _Run:
         with self.stages.span("rerank", "score the candidates", can_degrade=True, top_k=self.options.keep) as note:
             note.handle.set(query=self.question)
             note.describe(reranker.info)
-            scores = reranker.score(self.question, texts, deadline=self.control.deadline)
+            scores = reranker.score(self.question, texts, deadline=self.control.deadline, caches=self.options.caches)
             note.describe(reranker.info)  # once more: a model that was loaded only now knows its device
             note.timing = scores.timing
+            note.cached = (scores.cached, len(texts))
             order = sorted(range(len(texts)), key=lambda index: (-float(scores.values[index]), index))
             ordered = tuple(
                 self.candidates[index].with_route("rerank", rank, float(scores.values[index]))

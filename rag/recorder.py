@@ -32,6 +32,7 @@ class SpanNote:
         self.where: str | None = None
         self.address: str | None = None
         self.estimated_network: float | None = None
+        self.cached = (0, 0)  # of how many results a cache gave how many
 
     def describe(self, info: ModelInfo) -> None:
         """Which model works here, on what, and where."""
@@ -47,6 +48,13 @@ class SpanNote:
         """An estimate: round trips times what one took on the open connection; None stays unknown."""
         self.estimated_network = None if round_trip is None else round_trip * round_trips
 
+    def remarks(self) -> str:
+        """What the interval's label says beyond what was done."""
+        given, total = self.cached
+        estimated = self.timing.network_estimated or self.estimated_network is not None
+        part = "" if given == total else f"{given} of {total} "
+        return (f" ({part}from cache)" if given else "") + (" (network estimated)" if estimated else "")
+
     def split(self, seconds: float) -> Split:
         timing = self.timing
         known = timing.load + timing.queue + timing.tokenize
@@ -56,8 +64,6 @@ class SpanNote:
         compute = timing.compute
         if not compute and self.compute is not None:
             compute = max(0.0, self.compute - known - (network or 0.0))
-        elif not compute and network is not None:
-            compute = max(0.0, seconds - known - network)
         other = max(0.0, seconds - known - compute - (network or 0.0))
         return Split(timing.load, timing.queue, timing.tokenize, compute, network, other)
 
@@ -143,9 +149,7 @@ class Recorder:
             network=split.network,
             cold=cold,
         )
-        if note.estimated_network is not None:
-            label = f"{label} (network estimated)"
-        self._timeline.append(Interval(stage, note.handle.start_seconds, seconds, label, split, cold))
+        self._timeline.append(Interval(stage, note.handle.start_seconds, seconds, label + note.remarks(), split, cold))
         known = self._stages.get(stage)
         if known is None:
             self._stages[stage] = Stage(stage, seconds, 1, cold, None, None, note.device, note.model, note.where, split)

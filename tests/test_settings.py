@@ -32,12 +32,15 @@ SECRET_VALUES = {
     "server.token": ("RAGDECK_TOKEN", "hunter2-server"),
     "milvus.token": ("MILVUS_TOKEN", "root:hunter2-milvus"),
     "gpu_server.token": ("GPU_SERVER_TOKEN", "hunter2-gpu"),
+    "embeddings.api_key": ("EMBEDDING_API_KEY", "sk-hunter2-embeddings"),
+    "reranker.api_key": ("RERANKER_API_KEY", "sk-hunter2-reranker"),
     "llm.api_key": ("VLLM_API_KEY", "sk-hunter2-llm"),
     "redis.url": ("REDIS_URL", "redis://:hunter2-redis@10.0.0.7:6379/0"),
 }
 URLS = {
     "milvus.uri": "MILVUS_URI",
     "gpu_server.url": "GPU_SERVER_URL",
+    "embeddings.base_url": "EMBEDDING_BASE_URL",
     "reranker.api_url": "RERANKER_API_URL",
     "llm.base_url": "VLLM_BASE_URL",
     "traces.otlp_endpoint": "OTEL_EXPORTER_OTLP_ENDPOINT",
@@ -387,7 +390,7 @@ def with_secrets(tmp_path: Path) -> Settings:
 
 
 def test_the_list_of_secrets_is_complete(with_secrets: Settings) -> None:
-    assert set(_secret_fields(with_secrets)) == SECRETS == set(SECRET_VALUES)
+    assert set(_secret_fields(with_secrets)) == SECRETS - {"embeddings.headers"} == set(SECRET_VALUES)
     suspects = {row.key for row in reference() if re.search(r"(^|_|\.)(token|key|password|secret)$", row.key)}
     assert suspects <= SECRETS
     for key, (_, text) in SECRET_VALUES.items():
@@ -404,7 +407,7 @@ def test_secrets_show_nowhere(with_secrets: Settings, caplog: pytest.LogCaptureF
     assert with_secrets.masked()["redis"]["url"] == "***"
 
 
-@pytest.mark.parametrize("key", sorted(SECRETS))
+@pytest.mark.parametrize("key", sorted(SECRET_VALUES))
 @pytest.mark.parametrize("source", ["environment", "env", "toml", "edited"])
 def test_a_refused_secret_is_not_quoted(tmp_path: Path, key: str, source: str) -> None:
     bad, table, name = "hunter2-ü\u2028 ://@", *key.split(".")
@@ -427,6 +430,34 @@ def test_refused_urls_are_quoted_without_userinfo(tmp_path: Path, variable: str,
     said = refused(tmp_path, **{variable: bad})
     assert "hun" not in said
     assert "ter2" not in said
+
+
+HEADERS = '[embeddings]\nheaders = { X-Team = "hunter2-header", Api-Key = "k" }\n'
+
+
+def test_headers_are_a_table_of_secrets(tmp_path: Path) -> None:
+    settings = load({}, write(tmp_path, toml=HEADERS))
+    assert {name: text.get_secret_value() for name, text in settings.embeddings.headers.items()} == {
+        "X-Team": "hunter2-header",
+        "Api-Key": "k",
+    }
+    assert settings.masked()["embeddings"]["headers"] == {"X-Team": "***", "Api-Key": "***"}
+    assert "hunter2" not in repr(settings) + repr(settings.embeddings)
+    written = load({}, write(tmp_path, toml=HEADERS.replace("headers = {", "[embeddings.headers]\n").replace(", ", "\n").replace(" }", "")))
+    assert written.embeddings == settings.embeddings
+
+
+@pytest.mark.parametrize("bad", ['{ X-Team = "hünter2" }', '{ "X Team" = "hunter2" }', '{ X-Team = { a = "hunter2" } }', '"hunter2"', '{ X-Team = 2 }'])  # fmt: skip
+def test_a_refused_header_is_named_and_not_quoted(tmp_path: Path, bad: str) -> None:
+    said = refused(write(tmp_path, toml=f"[embeddings]\nheaders = {bad}\n"))
+    assert "dashboard.toml, line 2: embeddings.headers" in said
+    assert "unter2" not in said
+    assert "embeddings.headers" in refused(write(tmp_path, toml="", edited=HEADERS))
+
+
+def test_prompts_keep_their_blanks(tmp_path: Path) -> None:
+    settings = load({}, write(tmp_path, toml='[embeddings]\nquery_prompt = "query: "\npassage_prompt = " "\n'))
+    assert (settings.embeddings.query_prompt, settings.embeddings.passage_prompt) == ("query: ", " ")
 
 
 def test_made_by_hand_the_errors_hide_values_too(tmp_path: Path) -> None:

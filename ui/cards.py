@@ -16,6 +16,7 @@ _OUTCOMES = {
 }
 _STATES = {
     "warm": ("ok", "warm"),
+    "remote": ("ok", "answers"),
     "loading": ("warn", "loading"),
     "waiting": ("unknown", "waiting to load"),
     "failed": ("critical", "failed"),

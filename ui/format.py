@@ -72,6 +72,17 @@ def number(value: float | None, unit: str = "") -> str:
     return f"{significant(value)} {unit}".rstrip()
 
 
+def bytes_text(value: float | None) -> str:
+    """`512 B`, `91.2 MiB`, `2.15 GiB`: powers of 1024, three significant digits."""
+    if value is None or not math.isfinite(value):
+        return UNKNOWN
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(value) < 1000:
+            return f"{significant(value)} {unit}"
+        value /= 1024
+    return f"{significant(value)} TiB"
+
+
 def percentile(name: str, value: float | None, n: int) -> str:
     """`p95 1.42 s · n 212`: never a percentile without its count."""
     return f"{name} {seconds(value)} · n {n:,}"

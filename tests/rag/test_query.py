@@ -156,7 +156,7 @@ class FailingReranker:
     info = replace(StarterReranker().info, name="failing fake", address="http://127.0.0.1:9")
     uses_route_scores = False
 
-    def score(self, query, candidates, *, deadline=None):
+    def score(self, query, candidates, *, deadline=None, caches="use"):
         raise ConnectionError("refused")
 
 
@@ -166,7 +166,7 @@ class ReversingReranker:
     info = replace(StarterReranker().info, name="reversing fake")
     uses_route_scores = False
 
-    def score(self, query: str, candidates: list[RerankCandidate], *, deadline=None) -> Scores:
+    def score(self, query: str, candidates: list[RerankCandidate], *, deadline=None, caches="use") -> Scores:
         return Scores(np.arange(len(candidates), dtype=np.float32), Timing(compute=0.0))
 
 

@@ -1,0 +1,204 @@
+"""The GPU server over HTTP against infinity and the plain server of the reports, all running at once, asked in turn.
+
+    python -m benchmarks.bench_server [--requests 192] [--rounds 3] [--no-infinity]
+
+1) Requests a second at 16 clients, one text of 10 to 200 tokens a request, MiniLM: the same texts, in the same order, to each
+server in turn (A B C A B C); the same texts in one in-process `encode` of sentence-transformers as the ceiling of the library.
+2) One client and one short query over HTTP against the same call in-process.
+3) A single query beside two clients that embed 64 passages a request: its p99 against the time of a batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import sys
+import time
+import urllib.request
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.figures import interleaved, percentile
+from benchmarks.http_load import Connection, Load, closed_loop, post
+from benchmarks.servers import free_port, infinity, ours, plain, running
+from gpu_server.model_pool import ModelPool
+from gpu_server.starter import weights_folder
+
+CORPUS = Path(__file__).parents[1] / "samples" / "field-guide-eval" / "corpus.jsonl"
+CLIENTS = 16
+BULK_TEXTS = 64
+QUERY = "why is the first query slow"
+UNCACHED = ("x-ragdeck-caches: bypass",)
+
+
+def texts(count: int, tokens: tuple[int, int], seed: int = 7) -> list[str]:
+    """`count` texts out of the sample corpus's words, evenly spread over `tokens` (lowest, highest; MiniLM's own tokens)."""
+    from tokenizers import Tokenizer
+
+    tokenizer: Any = Tokenizer.from_file(str(weights_folder() / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    words = " ".join(json.loads(line)["text"] for line in CORPUS.read_text(encoding="utf-8").splitlines()).split()
+    draw = random.Random(seed)
+    low, high = tokens
+    made = []
+    for index in range(count):
+        wanted = low + (high - low) * index // max(1, count - 1)
+        start = draw.randrange(len(words) - wanted)
+        encoded = tokenizer.encode(" ".join(words[start : start + wanted]), add_special_tokens=False)
+        end = encoded.offsets[min(wanted, len(encoded.ids)) - 1][1]
+        made.append(" ".join(words[start : start + wanted])[:end])
+    draw.shuffle(made)
+    return made
+
+
+def throughput(ports: dict[str, int], shapes: dict[str, Any], count: int, rounds: int) -> dict[str, Any]:
+    """Requests a second of each server: the median over rounds, each round asking every server the same texts."""
+    mixed = texts(count, (10, 200))
+    requests = {name: [shapes[name](text) for text in mixed] for name in ports}
+    loads: dict[str, list[Load]] = {name: [] for name in ports}
+    ceiling = []
+    from sentence_transformers import SentenceTransformer
+
+    library: Any = SentenceTransformer(str(weights_folder()), device="cpu")
+    for turn in range(rounds + 1):
+        for name, port in ports.items():
+            load = asyncio.run(closed_loop(port, requests[name], CLIENTS, count))
+            if turn:
+                loads[name].append(load)
+        started = time.perf_counter()
+        library.encode(mixed, batch_size=32, show_progress_bar=False)
+        if turn:
+            ceiling.append(count / (time.perf_counter() - started))
+    result: dict[str, Any] = {
+        name: {
+            "requests_per_second": round(median(load.per_second for load in runs), 1),
+            "p50_ms": round(1000 * median(load.p(0.5) for load in runs), 1),
+            "p99_ms": round(1000 * median(load.p(0.99) for load in runs), 1),
+        }
+        for name, runs in loads.items()
+    }
+    result["in_process_encode_texts_per_second"] = round(median(ceiling), 1)
+    return result
+
+
+def single(ports: dict[str, int], rounds: int) -> dict[str, Any]:
+    """One client, one short query, over HTTP and in-process, in turn; both take their turn at a server of one precision."""
+    result: dict[str, Any] = {}
+    for precision in ("fp32", "bf16"):
+        with ExitStack() as stack:
+            pool = ModelPool()
+            from gpu_server import makers
+
+            embedder = pool.add_embedder("starter", makers.embedder("starter", "cpu", precision))
+            loop = stack.enter_context(asyncio.Runner())
+            connection = Connection(ports[f"ours {precision}"])
+            request = post("/embed", {"texts": [QUERY]}, UNCACHED)
+            calls = {
+                "in_process": lambda embedder=embedder: embedder.embed([QUERY], "query"),
+                "http": lambda loop=loop, connection=connection, request=request: loop.run(connection.ask(request)),
+            }
+            seconds = interleaved(calls, rounds)
+        result[precision] = {
+            "in_process_ms": round(1000 * seconds["in_process"], 3),
+            "http_ms": round(1000 * seconds["http"], 3),
+            "ratio": round(seconds["http"] / seconds["in_process"], 3),
+        }
+    return result
+
+
+def beside_bulk(port: int, queries: int) -> dict[str, Any]:
+    """p99 of one query after the other while two clients embed passages without pause, in batches as the server reports them."""
+    bulk = post("/embed", {"texts": texts(BULK_TEXTS, (10, 200), seed=9)}, UNCACHED)
+    query = post("/embed", {"texts": [QUERY]}, UNCACHED)
+
+    async def run() -> tuple[list[float], int]:
+        done = asyncio.Event()
+        served = 0
+
+        async def flood() -> None:
+            nonlocal served
+            connection = Connection(port)
+            while not done.is_set():
+                await connection.ask(bulk)
+                served += BULK_TEXTS
+            connection.close()
+
+        floods = [asyncio.create_task(flood()) for _ in range(2)]
+        connection, latencies = Connection(port), []
+        for _ in range(queries):
+            started = time.perf_counter()
+            await connection.ask(query)
+            latencies.append(time.perf_counter() - started)
+        done.set()
+        await asyncio.gather(*floods)
+        connection.close()
+        return latencies, served
+
+    before = _status(port)
+    latencies, served = asyncio.run(run())
+    after = _status(port)
+    batch = (after["busy_seconds"] - before["busy_seconds"]) / max(1, after["batches"] - before["batches"])
+    p99 = percentile(latencies, 0.99)
+    return {
+        "query_p50_ms": round(1000 * percentile(latencies, 0.5), 1),
+        "query_p99_ms": round(1000 * p99, 1),
+        "batch_mean_ms": round(1000 * batch, 1),
+        "p99_in_batches": round(p99 / batch, 2),
+        "bulk_texts_served": served,
+    }
+
+
+def _status(port: int) -> dict[str, float]:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/status", timeout=10) as answer:
+        status = json.load(answer)
+    model = next(item for item in status["models"] if item["kind"] == "embedder")
+    return {"batches": model["batches"], "busy_seconds": model["busy_seconds"]}
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_server")
+    parser.add_argument("--requests", type=int, default=192, help="requests a server in each round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--no-infinity", action="store_true", help="leave out the peer that needs an environment of its own")
+    options = parser.parse_args(arguments)
+    os.environ.update(HF_HUB_OFFLINE="1", DO_NOT_TRACK="1")
+    folder = weights_folder()
+    alone = ("--reranker", "none")
+    commands = {
+        "plain": lambda port: plain(port, folder),
+        "infinity": lambda port: infinity(port, folder),
+        "ours fp32": lambda port: ours(port, "fp32", *alone),
+        "ours bf16": lambda port: ours(port, "bf16", *alone),
+    }
+    if options.no_infinity:
+        del commands["infinity"]
+    native = {name: lambda text: post("/embed", {"texts": [text]}, UNCACHED) for name in commands}
+    shapes = native | {"infinity": lambda text: post("/embeddings", {"model": "minilm", "input": [text]})}
+    with ExitStack() as stack:
+        ports = {}
+        for name, command in commands.items():
+            port = free_port()
+            ports[name] = stack.enter_context(running(command(port), port))
+        rates = throughput(ports, shapes, options.requests, options.rounds)
+        alone_result = single(ports, 200)
+        bulk = {name: beside_bulk(port, 100) for name, port in ports.items() if name.startswith("ours")}
+    ratios = {
+        f"{name} / {peer}": round(rates[name]["requests_per_second"] / rates[peer]["requests_per_second"], 2)
+        for name in ("ours fp32", "ours bf16")
+        for peer in ("plain", "infinity")
+        if peer in rates
+    }
+    result = {"clients": CLIENTS, "throughput": rates, "ratios": ratios, "single_query": alone_result, "beside_bulk": bulk}
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
