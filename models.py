@@ -159,7 +159,7 @@ def _local_chat(settings: Settings, pool: ModelPool) -> ChatModel | None:
 def _local_embedder(settings: Settings, pool: ModelPool) -> Embedder:
     models = settings.models
     _need_torch("the embedder", "GPU_SERVER_URL or EMBEDDING_BASE_URL")
-    return pool.add_embedder(models.embedder, makers.embedder(models.embedder, models.device, models.precision))
+    return pool.add_embedder(models.embedder, makers.embedders(models.embedder, models.device, models.precision))
 
 
 def _local_reranker(settings: Settings, pool: ModelPool) -> Reranker:
@@ -167,7 +167,7 @@ def _local_reranker(settings: Settings, pool: ModelPool) -> Reranker:
     wants_scores = makers.uses_route_scores(models.reranker)
     if not wants_scores:  # a blend of the routes' scores is arithmetic, a model is not
         _need_torch("the reranker", "GPU_SERVER_URL or RERANKER_API_URL")
-    make = makers.reranker(models.reranker, models.device, models.precision)
+    make = makers.rerankers(models.reranker, models.device, models.precision)
     return pool.add_reranker(models.reranker, make, uses_route_scores=wants_scores)
 
 

@@ -32,9 +32,8 @@ from rag.store import Store
 from rag.trace import Tracing
 from rag.trace_store import TraceStore
 from rag.types import Answer, Event, Options, Problem
-from settings import Settings, load, save_edited
+from settings import VERSION, Settings, load, save_edited
 
-VERSION = "0.1.0"
 DAY_SECONDS = 86_400.0
 MEND_SECONDS = 5.0
 LONGEST_MEND_SECONDS = 300.0

@@ -54,6 +54,7 @@ from _settings_sources import (
 
 __all__ = [
     "SECRETS",
+    "VERSION",
     "Api",
     "CollectionMapping",
     "Embeddings",
@@ -77,6 +78,7 @@ __all__ = [
     "save_edited",
 ]
 
+VERSION = "0.1.0"
 PREFIX = "RAGDECK_"
 EDITED_HINT = "data/edited.toml is written by the pages; deleting it restores the settings of dashboard.toml"
 # Read by name in `_environment` and `_read`; every other variable belongs to one field.

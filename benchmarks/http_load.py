@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,7 +38,13 @@ class Load:
 def post(path: str, body: object, headers: Sequence[str] = ()) -> bytes:
     """A whole POST request as it goes over the wire."""
     data = json.dumps(body).encode()
-    head = [f"POST {path} HTTP/1.1", "Host: 127.0.0.1", "Content-Type: application/json", f"Content-Length: {len(data)}", *headers]
+    head = [
+        f"POST {path} HTTP/1.1",
+        "Host: 127.0.0.1",
+        "Content-Type: application/json",
+        f"Content-Length: {len(data)}",
+        *headers,
+    ]
     return "\r\n".join(head).encode() + b"\r\n\r\n" + data
 
 
@@ -68,6 +75,38 @@ class Connection:
         if self._streams is not None:
             self._streams[1].close()
             self._streams = None
+
+
+class BlockingConnection:
+    """One keep-alive connection without an event loop: the least that a client can add to one request's time."""
+
+    def __init__(self, port: int) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port), timeout=READ_SECONDS)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def ask(self, request: bytes) -> bytes:
+        """The answer's body. Raises RuntimeError for any status but 200."""
+        self._socket.sendall(request)
+        data = b""
+        while b"\r\n\r\n" not in data:
+            data += self._more()
+        head, _, body = data.partition(b"\r\n\r\n")
+        lines = head.decode("latin-1").lower().split("\r\n")
+        length = next(int(line.split(":")[1]) for line in lines if line.startswith("content-length:"))
+        while len(body) < length:
+            body += self._more()
+        if " 200 " not in lines[0]:
+            raise RuntimeError(f"{lines[0]}: {body[:300]!r}")
+        return body
+
+    def _more(self) -> bytes:
+        data = self._socket.recv(65536)
+        if not data:
+            raise RuntimeError("the server closed the connection")
+        return data
+
+    def close(self) -> None:
+        self._socket.close()
 
 
 async def closed_loop(port: int, requests: Sequence[bytes], clients: int, count: int) -> Load:

@@ -149,7 +149,7 @@ def _is_machine_complete(machine: MachineView) -> bool:
 
 def _is_service_complete(service: ServiceView) -> bool:
     alive = service.liveness.value
-    return alive is not None and (not alive.up or service.functional.tried)
+    return alive is not None and (not alive.up or service.functional.tried or service.functional.absent)
 
 
 def is_well(snapshot: Snapshot) -> bool:

@@ -76,6 +76,7 @@ class RemoteReader:
 
     def connect(self, timeout: float) -> None:
         """See `Reader.connect`: the address and ~/.ssh/config are looked at anew each time."""
+        self.disconnect()
         shell = SshShell(resolve(self._machine.target))
         with self._lock:
             if self._closed:

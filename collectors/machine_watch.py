@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -27,12 +27,14 @@ from collectors.watching import Memory, Surroundings
 log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 15.0
+FIRST_READ_SECONDS = 20.0  # a login shell must start first, with whatever profile there is
 # Eight busy GPUs take nvidia-smi six seconds; a slow reading is an alert at five, so that it must be waited for.
 READ_SECONDS: Mapping[PartName, float] = {"host": 10.0, "gpus": 20.0, "filesystems": 15.0, "units": 15.0, "containers": 20.0}
 ABSENT_SECONDS = 300.0
 FIRST_RATES_SECONDS = 0.5  # rates need two samples
 DOOR_SECONDS = 0.2
-HOST_PATIENCE = 2  # answers that may be late or broken before the connection is given up
+PATIENCE = 2  # answers that may be late or broken before the connection is given up
+SPREAD_SECONDS = 0.5
 BURST_SECONDS = 0.5
 LOG_BYTES = 65_536
 
@@ -50,6 +52,7 @@ class MachineWatch:
         self._numbers: dict[PartName, Numbers] = {}
         self._gpus_seen = remembered_gpus
         self._connected = machine.is_local
+        self._awake = machine.is_local  # over a connection the other parts wait for the first reading
         self._generation = 0  # of the connection: what an old one did late is no news of the new one
         self._problem: Problem | None = None
         self._halted = self._closed = False
@@ -64,7 +67,7 @@ class MachineWatch:
 
     def start(self) -> None:
         if self.machine.is_local:
-            self._wake()
+            self._wake(self._tasks, 0.0)
         else:
             self._connecting.soon()
 
@@ -75,7 +78,7 @@ class MachineWatch:
             self._failures = 0
             connected = self._connected
         if connected:
-            self._wake()
+            self._wake(self._tasks, 0.0)
         else:
             self._connecting.soon()
 
@@ -84,7 +87,7 @@ class MachineWatch:
         if self.machine.is_local:
             return
         self._burst_until = max(self._burst_until, until)
-        if self._connected:
+        if self._awake:
             for part in FAST & self._tasks.keys():
                 if not self._parts[part].absent and self._parts[part].problem is None:
                     self._tasks[part].soon()
@@ -147,6 +150,8 @@ class MachineWatch:
     # Connecting
 
     def _connect(self) -> float | None:
+        if self._connected:
+            return None  # asked for twice
         door = self.machine.jump or self.machine.shown_address.rpartition("@")[2]
         if not self._around.doors.enter(door):
             return DOOR_SECONDS * (1.0 + self._around.random.random())
@@ -154,13 +159,21 @@ class MachineWatch:
             self._reader.connect(CONNECT_SECONDS)
         except Exception as error:
             return self._not_connected(error)
+        else:
+            with self._lock:
+                self._connected, self._awake, self._retry_at = True, False, None
+                self._generation += 1
+            self._begin()
+            return None
         finally:
             self._around.doors.leave(door)
-        with self._lock:
-            self._connected, self._retry_at = True, None
-            self._generation += 1
-        self._wake()
-        return None
+
+    def _begin(self) -> None:
+        """The first reading: still within the door, for starting a shell costs the machine more than the login did."""
+        for part in self.machine.collect[:1]:
+            wait = self._read(part)
+            if wait is not None:
+                self._tasks[part].soon(wait)
 
     def _not_connected(self, error: Exception) -> float | None:
         if not isinstance(error, CollectorError):
@@ -180,16 +193,16 @@ class MachineWatch:
         self._retry_at = self._around.monotonic() + wait
         return wait
 
-    def _wake(self) -> None:
-        for task in self._tasks.values():
-            task.soon()
+    def _wake(self, parts: Iterable[PartName], within: float) -> None:
+        for part in parts:
+            self._tasks[part].soon(within * self._around.random.random())
 
     def _lost(self, problem: Problem, generation: int) -> None:
         """The connection is of no use any more: make another one later."""
         with self._lock:
             if self._closed or not self._connected or generation != self._generation:
                 return
-            self._connected, self._problem = False, problem
+            self._connected, self._awake, self._problem = False, False, problem
             wait = self._wait()
         self._reader.disconnect()
         self._connecting.soon(wait)
@@ -201,20 +214,23 @@ class MachineWatch:
             return None
         generation, started = self._generation, self._around.monotonic()
         try:
-            reading = self._reader.read(part, READ_SECONDS[part])
+            reading = self._reader.read(part, READ_SECONDS[part] if self._awake else FIRST_READ_SECONDS)
         except Exception as error:
             return self._failed(part, error, generation)
         at, now = self._around.clock(), self._around.monotonic()
         found = numbers(reading, self._count_gpus(reading))
         with self._lock:
-            if self._closed:
+            if self._closed or generation != self._generation:
                 return None
             memory = self._parts[part]
             memory.good(reading, at, now, now - started)
             memory.absent = absent(part, reading)
             self._numbers[part] = found
-            if part == "host" or "host" not in self._parts:
+            if part == self.machine.collect[0]:
                 self._problem, self._failures, self._retry_at = None, 0, None
+            first, self._awake = not self._awake, True
+        if first:
+            self._wake(self.machine.collect[1:], SPREAD_SECONDS)
         if memory.absent:
             self._reader.rest(part)
         self._around.report(self._observation(found, at))
@@ -240,10 +256,11 @@ class MachineWatch:
                 return None
             memory = self._parts[part]
             memory.bad(problem)
-            if part == "host":
+            if part == self.machine.collect[0]:
                 self._problem = problem
             failures = memory.failures
-        if not self._reader.connected or (part == "host" and failures >= HOST_PATIENCE and not self.machine.is_local):
+        # Only the host's: each new connection could leave another hung nvidia-smi there
+        if not self._reader.connected or (part == "host" and failures >= PATIENCE and not self.machine.is_local):
             self._lost(problem, generation)
         self._around.changed()
         return max(self.machine.every(part), back_off(failures, self._around.random)) if self._connected else None

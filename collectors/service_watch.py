@@ -47,6 +47,7 @@ class ServiceWatch:
         self._around = around
         self._lock = threading.Lock()
         self._results: dict[ProbeKind, Memory[ProbeResult]] = {"liveness": Memory(), "functional": Memory()}
+        self._results["functional"].absent = watched.functional_every_seconds is None
         self._numbers: dict[str, Numbers] = {}
         self._engine: Memory[Engine] = Memory()
         self._sample: tuple[EngineSample, float] | None = None

@@ -43,7 +43,8 @@ def _machine(machine: MachineView) -> tuple[str, ...]:
     host = machine.host.value if machine.host else None
     cpu, memory, load = (host.cpu, host.memory, host.load) if host else (None, None, None)
     gpus = (machine.gpus.value.gpus if machine.gpus and machine.gpus.value else None) or ()
-    disks = [each.used_ratio for each in _listed(machine.filesystems, "filesystems") if each.used_ratio is not None]
+    filesystems = (machine.filesystems.value.filesystems if machine.filesystems and machine.filesystems.value else None) or ()
+    disks = [each.used_ratio for each in filesystems if each.used_ratio is not None]
     ages = [part.age_seconds for _, part in machine.parts() if part.age_seconds is not None and not part.absent]
     return (
         cut(machine.name, 40),
@@ -95,7 +96,7 @@ def _problems(snapshot: Snapshot) -> Iterable[str]:
 
 def _rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns as wide as their widest cell; those in which nothing is known are left out."""
-    used = [index for index in range(len(columns)) if index == 0 or any(row[index] != "-" for row in rows)]
+    used = [index for index in range(len(columns)) if index == 0 or any(row[index].strip("- ") for row in rows)]
     widths = [max(len(row[index]) for row in [columns, *rows]) for index in used]
     return "\n".join(
         "  ".join(row[index].ljust(width) for index, width in zip(used, widths, strict=True)).rstrip() for row in [columns, *rows]
@@ -127,11 +128,8 @@ def _gpu_memory(gpu: Gpu) -> str:
     return "-" if used is None else f"{used / GIB:.1f}" + ("" if total is None else f"/{total / GIB:.0f}G")
 
 
-def _listed(part: Part[object] | None, name: str) -> tuple[object, ...]:
-    return getattr(part.value, name, None) or () if part is not None else ()
-
-
 def _states(part: Part[object] | None, name: str, field: str, good: str) -> str:
     """`5/6`: so many are as they should be."""
-    states = [getattr(each, field) for each in _listed(part, name)]
+    listed: tuple[object, ...] = getattr(part.value, name, None) or () if part is not None else ()
+    states = [getattr(each, field) for each in listed]
     return f"{states.count(good)}/{len(states)}" if states else "-"

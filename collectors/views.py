@@ -121,8 +121,8 @@ class MachineView:
 
 @dataclass(frozen=True, slots=True)
 class ServiceView:
-    """One service. `state` follows the liveness probe, and where that is good the functional one. `engine` is what its `/metrics`
-    tells, None for kinds that have none."""
+    """One service. `state` follows the liveness probe, and where that is good the functional one, which is `absent` where it runs
+    only on demand. `engine` is what its `/metrics` tells, None for kinds that have none."""
 
     name: str
     kind: ServiceKind

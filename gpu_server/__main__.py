@@ -22,13 +22,13 @@ from gpu_server.batcher import MAX_QUEUE_TEXTS
 from gpu_server.caches import CachedEmbedder, CachedReranker
 from gpu_server.drain import DrainingServer, address_of, listen
 from gpu_server.engine import Engine
-from gpu_server.interfaces import Embedder, Reranker, RerankModel
+from gpu_server.interfaces import Embedder, Reranker
 from gpu_server.model_pool import ModelPool
 from gpu_server.score_stores import score_store
 from gpu_server.server import create_app
 from gpu_server.service import Limits
+from settings import VERSION
 
-VERSION = "0.1.0"
 KEEP_ALIVE_SECONDS = 75  # longer than clients keep unused connections, so that it is they who close them
 END_SECONDS = 5  # for answers that are being sent
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--embedder none and --reranker none leave nothing to serve")
     try:
         engine = build_engine(options)
-    except makers.UnknownModel as problem:
+    except ValueError as problem:  # a model's name, or the address of Redis
         parser.error(str(problem))
     try:
         listener = listen(options.host, options.port)
@@ -92,20 +92,20 @@ def _positive(value: str) -> int:
 
 
 def build_engine(options: argparse.Namespace) -> Engine:
-    """The pool with the models that were named, caches before them; nothing loads yet. Raises makers.UnknownModel."""
+    """The pool with the models that were named, caches before them; nothing loads yet. Raises ValueError."""
     pool = ModelPool(max_queue_texts=options.max_queue)
     cached_embedder = cached_reranker = None
     if options.embedder != "none":
-        pooled = pool.add_embedder(options.embedder, makers.embedder(options.embedder, options.device, options.precision))
+        pooled = pool.add_embedder(options.embedder, makers.embedders(options.embedder, options.device, options.precision))
         cached_embedder = CachedEmbedder(pooled)
     if options.reranker != "none":
-        make = _cosine(options, cached_embedder) if options.reranker == makers.STARTER else _reranker(options)
-        cached_reranker = CachedReranker(pool.add_reranker(options.reranker, make), score_store(options.redis_url))
+        made = (
+            _cosine(options, cached_embedder)
+            if options.reranker == makers.STARTER
+            else makers.rerankers(options.reranker, options.device, options.precision)
+        )
+        cached_reranker = CachedReranker(pool.add_reranker(options.reranker, made), score_store(options.redis_url))
     return Engine(pool, cached_embedder, cached_reranker)
-
-
-def _reranker(options: argparse.Namespace) -> Callable[[], RerankModel | Reranker]:
-    return makers.reranker(options.reranker, options.device, options.precision)
 
 
 def _cosine(options: argparse.Namespace, embedder: Embedder | None) -> Callable[[], Reranker]:

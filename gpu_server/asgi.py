@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,6 +21,7 @@ from gpu_server.dialects import ClientGone, WrongMediaType, dialect_of, error_re
 from gpu_server.errors import AuthenticationFailed, TooLarge
 
 STARTED = "gpu_server.started"  # key of the scope: `time.perf_counter()` when the request's head was read
+WATCH_SECONDS = 0.02
 OPEN_PATHS = frozenset({"/health"})
 
 T = TypeVar("T")
@@ -109,7 +110,7 @@ async def answer_of(future: Future[T], request: Request) -> T:
     To be called after the body was read. Raises what the work raised, and ClientGone.
     """
     answer = asyncio.wrap_future(future)
-    watch = asyncio.ensure_future(_cancel_when_gone(request, answer))
+    watch = _Watch(request, answer)
     try:
         return await answer
     except asyncio.CancelledError:
@@ -118,10 +119,27 @@ async def answer_of(future: Future[T], request: Request) -> T:
             raise
         raise ClientGone from None
     finally:
-        watch.cancel()
+        watch.end()
 
 
-async def _cancel_when_gone(request: Request, answer: asyncio.Future[T]) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        continue
-    answer.cancel()
+class _Watch:
+    """Cancels the work when the client goes; begins after WATCH_SECONDS, because most answers are out before."""
+
+    def __init__(self, request: Request, answer: asyncio.Future[T]) -> None:
+        self._request = request
+        self._answer: asyncio.Future[Any] = answer
+        self._task: asyncio.Task[None] | None = None
+        self._timer = asyncio.get_running_loop().call_later(WATCH_SECONDS, self._begin)
+
+    def _begin(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._cancel_when_gone())
+
+    async def _cancel_when_gone(self) -> None:
+        while (await self._request.receive())["type"] != "http.disconnect":
+            continue
+        self._answer.cancel()
+
+    def end(self) -> None:
+        self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()

@@ -14,9 +14,9 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16", "int8")
 def import_torch() -> Any:
     """torch, with OpenMP threads that wait for each other by spinning shortly and then sleep.
 
-    Measured on two virtual cores, one query through MiniLM in bf16 (60 parallel regions). Alone: 6.4 ms when threads sleep at
-    once (a sleeping core takes 50 us to wake), 1.7 ms with a spin count of 5000, the same with more. With foreign processes
-    burning on both cores: 4 ms (p95 15) sleeping, 11 ms (p95 12) with 5000, up to 765 ms with libgomp's own setting.
+    Measured on two virtual cores, 12 tokens through layers of MiniLM's size in bf16. Alone: 6.4 ms when threads sleep at once,
+    1.7 ms with a spin count of 5000, no better with 12000. With two foreign processes burning: 4.2 ms (p95 15) sleeping,
+    11 ms (p95 12) with 5000. libgomp's own setting, one core taken: 765 ms for a query, in an earlier measurement.
     libgomp reads this when torch is first loaded, so it is set before.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

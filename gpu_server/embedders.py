@@ -42,7 +42,7 @@ class BgeM3:
     def __init__(self, folder: ModelFolder, device: str = "auto", precision: str = "auto") -> None:
         torch = self._torch = import_torch()
         quiet()
-        from FlagEmbedding.finetune.embedder.encoder_only.m3 import EncoderOnlyEmbedderM3Runner  # type: ignore[import-untyped]
+        from FlagEmbedding.finetune.embedder.encoder_only.m3 import EncoderOnlyEmbedderM3Runner
 
         where = pick_device(device)
         tokenizer = load_tokenizer(folder.body)
@@ -96,7 +96,7 @@ class BgeM3:
         late = arrays.pop(0) if "late" in vectors else None
         return [
             Vectors(
-                dense[index],
+                dense[index].copy(),  # a view would keep the whole batch alive in a cache
                 None if sparse is None else self._weights(item.ids, sparse[start:end]),
                 None if late is None else late[start + 1 : end].copy(),
             )
@@ -163,7 +163,7 @@ class SentenceTransformer:
             for layer in self._layers:
                 pooled = layer(pooled)
             (dense,) = to_host([self._torch.nn.functional.normalize(pooled, dim=-1)])
-        return [Vectors(row) for row in dense]
+        return [Vectors(row.copy()) for row in dense]
 
 
 # what a folder says of itself

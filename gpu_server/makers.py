@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any, TypeVar
 
 from gpu_server import hub
 from gpu_server.devices import devices
@@ -23,9 +24,10 @@ def embedder(name: str, device: str, precision: str) -> Callable[[], EmbeddingMo
     _check(name)
 
     def make() -> EmbeddingModel:
-        from gpu_server import embedders, starter
+        from gpu_server import starter
+        from gpu_server.embedders import load
 
-        return starter.StarterEmbedder(device, precision) if name == STARTER else embedders.load(name, device, precision)
+        return starter.StarterEmbedder(device, precision) if name == STARTER else load(name, device, precision)
 
     return make
 
@@ -40,21 +42,46 @@ def reranker(name: str, device: str = "auto", precision: str = "auto") -> Callab
     _check(name)
 
     def make() -> RerankModel | Reranker:
-        from gpu_server import rerankers, starter
+        from gpu_server import starter
+        from gpu_server.rerankers import load
 
-        return starter.StarterReranker() if name == STARTER else rerankers.load(name, device, precision)
+        return starter.StarterReranker() if name == STARTER else load(name, device, precision)
 
     return make
 
 
-def on_every_device(
-    make: Callable[[str, str, str], Callable[[], M]], name: str, device: str, precision: str
-) -> list[Callable[[], M]]:
-    """One maker for each worker of the pool: of every GPU for `auto` and `cuda`, else of the one device.
+class OnEveryDevice(Sequence[Callable[[], M]]):
+    """A maker for each worker of the pool: of every GPU for `auto` and `cuda`, else of the one device.
 
-    Imports torch to count them. Raises UnknownModel, and ModelError for a device that is not there.
+    The devices are counted when the first model loads, because that imports torch. Raises ModelError for one that is not there.
     """
-    return [make(name, where, precision) for where in devices(device)]
+
+    def __init__(self, make: Callable[[str], Callable[[], M]], wanted: str) -> None:
+        self._make, self._wanted = make, wanted
+
+    @cached_property
+    def _makers(self) -> list[Callable[[], M]]:
+        return [self._make(device) for device in devices(self._wanted)]
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._makers[index]
+
+
+def embedders(name: str, device: str, precision: str) -> Sequence[Callable[[], EmbeddingModel]]:
+    """Makers of an embedder, one for each device that `device` stands for. Raises UnknownModel."""
+    _check(name)
+    return OnEveryDevice(lambda where: embedder(name, where, precision), device)
+
+
+def rerankers(name: str, device: str, precision: str) -> Sequence[Callable[[], RerankModel | Reranker]]:
+    """Makers of a reranker, one for each device that `device` stands for; the starter's blend needs one only."""
+    _check(name)
+    if name == STARTER:
+        return [reranker(name)]
+    return OnEveryDevice(lambda where: reranker(name, where, precision), device)
 
 
 def cosine_reranker(embedder: Embedder) -> Reranker:

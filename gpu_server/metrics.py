@@ -57,8 +57,8 @@ class Metrics:
         self._truncated = Counter("ragdeck_truncated_texts", "Texts that were cut", registry=registry)
         self._cold = Counter("ragdeck_cold_requests", "Requests that waited for a load or a first run", registry=registry)
         self._cached = Counter("ragdeck_cached_texts", "Texts that a cache answered", registry=registry)
-        under_way = Gauge("ragdeck_active_requests", "Requests being answered", registry=registry)
-        under_way.set_function(active)
+        under_way = Gauge("ragdeck_active_requests", "Requests being answered, this scrape not counted", registry=registry)
+        under_way.set_function(lambda: active() - 1)  # the scrape itself is under way, too
         self._started = time.monotonic()
         self._recent: deque[tuple[float, int]] = deque()
         self.answered = 0

@@ -14,8 +14,7 @@ from gpu_server.linears import compute_type, make_linear
 from gpu_server.packing import Chunk, Hidden, Limits, Slots, check, chunked, offsets
 
 POSITIONS_AFTER_PAD = {"bert": False, "roberta": True, "xlm-roberta": True}
-CPU_ROWS = 1024  # activations of a chunk stay in the processor's cache
-CPU_INT8_ROWS = 256
+CPU_ROWS = 2048  # bounds what activations take; 1024 to 8192 measured alike within the noise of a shared machine
 GPU_ROWS = 1 << 30
 
 
@@ -38,7 +37,8 @@ class PackedEncoder:
 
     The model's embeddings and layers are taken out of it one by one, so that no second copy of all weights ever exists; other
     parts (a pooler, heads) stay. In bf16 and fp16 everything between the embeddings' LayerNorm and the result has that type,
-    sums inside LayerNorm and softmax are fp32: cosine to fp32 is 0.9999 over 24 layers.
+    sums inside LayerNorm and softmax are fp32: cosine to fp32 is over 0.9998 after 24 random layers of
+    XLM-R-large's size.
     """
 
     def __init__(self, model: Any, device: str, precision: str) -> None:
@@ -46,7 +46,7 @@ class PackedEncoder:
         self.device = device
         self.precision: Precision = pick_precision(device, precision)
         self._dtype = compute_type(self.precision)
-        self._max_rows = GPU_ROWS if device != "cpu" else CPU_INT8_ROWS if self.precision == "int8" else CPU_ROWS
+        self._max_rows = CPU_ROWS if device == "cpu" else GPU_ROWS
         self.hidden_size = int(model.config.hidden_size)
         self._limits = limits_of(model.config)
         with torch.inference_mode():

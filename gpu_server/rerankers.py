@@ -142,7 +142,7 @@ def head_of(model: Any) -> tuple[Any, Any] | None:
 
 def load_flag(folder: ModelFolder) -> Any:
     """XLM-R with one label, loaded by FlagEmbedding, in fp32 on the CPU. Raises ModelError."""
-    from FlagEmbedding import FlagReranker  # type: ignore[import-untyped]
+    from FlagEmbedding import FlagReranker
 
     wrapper: Any = FlagReranker(str(folder.path), use_fp16=False, devices="cpu")
     model = wrapper.model.float().eval()

@@ -152,7 +152,8 @@ class Service:
             "x-cached": str(result.cached),
             "x-model-identity": info.identity.encode("ascii", "backslashreplace").decode("ascii"),
         }
-        self.metrics.done(Done(texts, result.tokens, result.truncated, result.cached, result.timing, seconds))
+        done = Done(texts, result.tokens, result.truncated, result.cached, result.timing, seconds)
+        asyncio.get_running_loop().call_soon(self.metrics.done, done)  # when the answer is out
         return Response(body, headers=headers, media_type="application/json")
 
 

@@ -12,6 +12,8 @@ from gpu_server.devices import import_torch
 from gpu_server.errors import EngineError, ModelError
 from gpu_server.folders import ModelFolder
 
+ENCODER_DECODERS = ("t5", "mt5", "umt5")  # of which an embedder takes the encoder alone
+
 
 @contextmanager
 def loading(folder: ModelFolder) -> Iterator[None]:
@@ -41,7 +43,7 @@ def load_body(folder: ModelFolder) -> Any:
     from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
 
     config = AutoConfig.from_pretrained(str(folder.body), local_files_only=True)
-    kind = AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel
+    kind = AutoModelForTextEncoding if config.model_type in ENCODER_DECODERS else AutoModel
     model, report = kind.from_pretrained(
         str(folder.body), config=config, local_files_only=True, dtype=torch.float32, output_loading_info=True
     )

@@ -21,6 +21,7 @@ TESTS = {
     "reranker": "Scores one pair, past every cache, where the settings say.",
 }
 RELOAD = "Finishes what waits, drops the weights, loads them anew and runs them once. Queries wait meanwhile."
+RECONNECT = "Finds out anew which model its server has, and tries it: after the server was given another model."
 
 runtime = the_runtime()
 status = runtime.status()
@@ -44,8 +45,9 @@ def actions_card() -> None:
                 with st.spinner(f"Testing the {model.kind} …", show_time=True):
                     st.session_state["tested"] = model.kind, attempt(lambda kind=model.kind: runtime.test_model(kind))
             verb = "Load" if model.state == "waiting" else "Reload"
-            if model.where == "in-process" and st.button(f"{verb} {model.kind}", help=RELOAD, key=f"reload-{model.kind}"):
-                with st.spinner(f"Loading the {model.kind} …", show_time=True):
+            verb, about = ("Reconnect", RECONNECT) if model.where == "http" else (verb, RELOAD)
+            if st.button(f"{verb} {model.kind}", help=about, key=f"reload-{model.kind}"):
+                with st.spinner(f"{verb}ing the {model.kind} …", show_time=True):
                     st.session_state["tested"] = model.kind, attempt(lambda kind=model.kind: runtime.reload_model(kind))
     if "tested" in st.session_state:
         st.html(models_view.tested(*st.session_state["tested"]))

@@ -8,7 +8,9 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import streamlit as st
 
 import runtime
+from collectors.history import Point
 from rag.trace_rows import QueryFilter, QueryRow
+from ui import trend
 
 
 @st.cache_resource(show_spinner=False, validate=lambda running: not running.stopped)
@@ -30,6 +32,13 @@ def query_page(
     total = traces.count()
     matching = total if where == QueryFilter() else traces.count(where)
     return matching, total, tuple(traces.search(where, sort, descending, limit, offset))
+
+
+@st.cache_resource(max_entries=8192, show_spinner=False)
+def kept_points(source: str, metric: str, start: float, end: float) -> tuple[Point, ...]:
+    """A series of the history, thinned for a chart. Shared between sessions: `trend.Range.window` gives all of them the same
+    times for as long as a chart is worth drawing anew. Raises sqlite3.Error."""
+    return trend.thinned(the_runtime().history.read(source, metric, start, end, trend.MAX_POINTS))
 
 
 def zone() -> tzinfo:

@@ -18,13 +18,22 @@ from ui.style import stylesheet
 log = logging.getLogger("ragdeck")
 
 _PAGES = {
+    "Now": [
+        st.Page(page("overview"), title="Overview", help="Is everything all right: alerts, services, machines, last queries."),
+        st.Page(page("alerts"), title="Alerts", help="What is wrong, what was, the rules, and who is told."),
+    ],
     "Investigate": [
         st.Page(page("ask"), title="Ask", default=True, help="Ask a question and see where the time went."),
         st.Page(page("queries"), title="Queries", help="Every stored query: filter, sort, download, open."),
         st.Page(page("query"), title="Query", visibility="hidden"),
     ],
+    "Deployment": [
+        st.Page(page("machines"), title="Machines", help="Processors, memory, GPUs and disks of every machine; add one."),
+        st.Page(page("machine"), title="Machine", visibility="hidden"),
+        st.Page(page("services"), title="Services", help="Does each answer, does it work, how long does it take."),
+        st.Page(page("models"), title="Models", help="What is loaded, cold and warm times, settings in force."),
+    ],
     "Content": [st.Page(page("knowledge"), title="Knowledge", help="Collections and documents: add and remove.")],
-    "Deployment": [st.Page(page("models"), title="Models", help="What is loaded, cold and warm times, settings in force.")],
 }
 
 

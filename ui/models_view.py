@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from gpu_server.probes import Probe
+from models import ModelStatus
 from rag.errors import RagError
 from rag.types import Problem
-from runtime import ModelStatus
 from ui import cards, figures
 from ui.format import bytes_text, count, escape, number, percent, seconds, value_html
 
@@ -32,7 +32,12 @@ def title(models: Sequence[ModelStatus], warming: bool) -> str:
 
 
 def _row(model: ModelStatus) -> list[str]:
-    about = [model.kind, f"{model.dimension:,} dimensions" if model.dimension else None, model.identity, model.error or model.note]
+    about = [
+        model.kind,
+        f"{model.dimension:,} dimensions" if model.dimension else None,
+        model.identity,
+        model.error or model.note,
+    ]
     hardware = " · ".join(text for text in (model.device, model.precision) if text and text != "unknown")
     place = "in-process" if model.where == "in-process" else f"HTTP {_host(model.address)}"
     remote = model.where == "http"

@@ -434,9 +434,9 @@ def test_silent_and_dripping_servers_are_left_in_time(serve, odd: Odd) -> None:
 def test_the_deadline_is_shorter_than_the_time_limit(serve) -> None:
     server = serve(answering(Odd(openai(["a"]), wait=True)))
     with pytest.raises(TimedOut, match="the time left before the deadline"):
-        embedder(server).embed(["a"], deadline=time.monotonic() + 0.3)
+        embedder(server).embed(["a"], deadline=time.monotonic() + 1.0)
     (asked,) = (asked for asked in server.asked if asked.method == "POST")
-    assert 0 < float(asked.headers["x-request-timeout-seconds"]) <= 0.3
+    assert 0 < float(asked.headers["x-request-timeout-seconds"]) <= 1.0
     with pytest.raises(TimedOut, match="before the request was sent"):
         embedder(server).embed(["a"], deadline=time.monotonic() - 1)
 

@@ -304,6 +304,23 @@ def test_an_encoder_of_another_family(tmp_path: Path, tiny_sentence_transformer:
         embedders.load(str(tmp_path), "cpu", "int8")
 
 
+def test_the_encoder_of_t5(tmp_path: Path, tiny_bge_m3: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from transformers import AutoTokenizer, T5Config, T5EncoderModel
+
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(str(tiny_bge_m3))
+    config = T5Config(vocab_size=len(tokenizer), d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, pad_token_id=1)
+    T5EncoderModel(config).save_pretrained(tmp_path / "body")
+    tokenizer.save_pretrained(tmp_path / "body")
+    theirs = SentenceTransformer(modules=[Transformer(str(tmp_path / "body")), Pooling(64)], device="cpu")
+    theirs.save(str(tmp_path / "saved"), create_model_card=False)
+    ours = embedders.load(str(tmp_path / "saved"), "cpu", "fp32")
+    texts = [text for text in TEXTS if text]
+    assert cosines(dense(ours, texts), theirs.encode(texts)).min() >= 0.99999
+
+
 # weights that do not fit
 
 

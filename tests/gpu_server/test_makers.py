@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpu_server import makers
+from gpu_server import folders, makers
 from gpu_server.errors import ModelError
 from gpu_server.interfaces import EmbeddingModel, RerankModel, VectorKind
+from gpu_server.starter import StarterReranker
+from scripts import make_random_models
 
 ALL: frozenset[VectorKind] = frozenset({"dense", "sparse", "late"})
 DENSE: frozenset[VectorKind] = frozenset({"dense"})
@@ -241,8 +245,20 @@ def test_which_reranker_blends_route_scores() -> None:
     assert not makers.uses_route_scores("BAAI/bge-reranker-v2-m3")
 
 
-def test_one_maker_for_each_device() -> None:
-    (make,) = makers.on_every_device(makers.embedder, "starter", "cpu", "fp32")
+def test_one_maker_for_each_device_counted_when_the_first_loads() -> None:
+    (make,) = makers.embedders("starter", "cpu", "fp32")
     assert make().info.device == "cpu"
+    wrong = makers.rerankers("BAAI/bge-reranker-v2-m3", "cuda:77", "auto")  # asks for no device yet
     with pytest.raises(ModelError, match="cuda:77"):
-        makers.on_every_device(makers.reranker, "starter", "cuda:77", "auto")
+        list(wrong)
+    (blend,) = makers.rerankers("starter", "cuda:77", "auto")  # arithmetic on scores: it needs no GPU
+    assert isinstance(blend(), StarterReranker)
+
+
+def test_a_seed_gives_the_same_model_in_every_process(tmp_path: Path, tiny_bge_m3: Path) -> None:
+    """Benchmarks and servers under test write their own copies; other seeds give other weights."""
+    command = [sys.executable, "-m", "scripts.make_random_models", "--kind", "bge-m3", str(tmp_path / "again")]
+    subprocess.run(command, cwd=Path(__file__).parents[2], check=True, capture_output=True, timeout=120)
+    assert folders.embedder(str(tmp_path / "again")).hash8() == folders.embedder(str(tiny_bge_m3)).hash8()
+    other = make_random_models.make("bge-m3", tmp_path / "other", seed=1)
+    assert folders.embedder(str(other)).hash8() != folders.embedder(str(tiny_bge_m3)).hash8()

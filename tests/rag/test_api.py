@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import anyio
@@ -17,6 +17,7 @@ import pytest
 import uvicorn
 from starlette.applications import Starlette
 
+from gpu_server.interfaces import Embedder, Embeddings
 from guard import Guard, Policy
 from jobs import Job
 from rag import api
@@ -33,6 +34,20 @@ NOTES = {
 }
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 TRACEPARENT = f"00-{TRACE_ID}-b7ad6b7169203331-01"
+
+
+class HeldEmbedder:
+    """Named a fake: the real embedder, which answers once it is let go."""
+
+    def __init__(self, inner: Embedder, going: threading.Event) -> None:
+        self.info, self._inner, self._going = inner.info, inner, going
+
+    def embed(self, *arguments: Any, **options: Any) -> Embeddings:
+        assert self._going.wait(PATIENCE)
+        return self._inner.embed(*arguments, **options)
+
+    def count_tokens(self, text: str) -> int:
+        return self._inner.count_tokens(text)
 
 
 @dataclass
@@ -59,9 +74,14 @@ class Served:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Every query waits at its first stage: somebody else has the embedder."""
-        with self.runtime.pool._slots["embedder"].turn():
+        """Every query waits at its first stage, for an embedder that is let go in the end."""
+        before, going = self.runtime.models, threading.Event()
+        self.runtime.models = replace(before, embedder=HeldEmbedder(before.embedder, going))
+        try:
             yield
+        finally:
+            going.set()
+            self.runtime.models = before
 
     def running(self) -> list[Job[Any]]:
         return [job for job in self.runtime.jobs.recent("query") if not job.done]

@@ -1,0 +1,75 @@
+"""Overview: whether everything is all right, in one screen: what needs somebody, services, machines, the last queries."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from rag.errors import RagError
+from rag.trace_rows import QueryFilter, QueryRow
+from ui import cards, charts, machines_view, overview_view, services_view
+from ui.cached import now, query_page, the_runtime, zone
+from ui.format import escape
+from ui.gauges import Tones, card_title
+from ui.links import page
+
+REFRESH_SECONDS = 2.0
+LAST_QUERIES = 6
+MOST_TOTALS = 2000
+
+runtime = the_runtime()
+
+
+def asked() -> tuple[tuple[QueryRow, ...], list[float]]:
+    """The last queries, and how long each of the last hour took."""
+    revision = runtime.traces.revision
+    # whole minutes: the same rows serve every refresh of a minute
+    hour = QueryFilter(since=now().timestamp() // 60 * 60 - 3600)
+    last = query_page(revision, QueryFilter(), "started_at", True, LAST_QUERIES, 0)[2]
+    return last, [row.total_seconds for row in query_page(revision, hour, "started_at", True, MOST_TOTALS, 0)[2]]
+
+
+def live() -> None:
+    snapshot, active = runtime.sweep.snapshot(), runtime.alerts.active()
+    tones = Tones(runtime.alerts.rules)
+    found = overview_view.things(snapshot, active)
+    try:
+        rows, totals = asked()
+        problem = None
+    except RagError as error:
+        rows, totals, problem = (), [], error
+    st.html(overview_view.head(found, snapshot, rows[0] if rows else None, totals))
+    left, middle, right = st.columns([7, 12, 8], gap="small")
+    with left, st.container(border=True, gap="small"):
+        st.html(card_title(services_view.title(snapshot.services) if snapshot.services else "Services"))
+        if snapshot.services:
+            st.html(overview_view.services(snapshot.services))
+        else:
+            st.html(
+                cards.empty("No service is watched yet.", "Name them in dashboard.toml: [[services]] with name, kind, url.")
+            )
+    with middle, st.container(border=True, gap="small"):
+        st.html(card_title(machines_view.title(snapshot.machines)))
+        st.html(machines_view.sources_note(snapshot.sources))
+        st.html(overview_view.machines(snapshot.machines, tones, charts.spark))
+    with right, st.container(border=True, gap="small", key="needs"):
+        st.html(card_title("Needs you"))
+        acknowledged = sum(alert.acknowledged_at is not None for alert in active)
+        st.html(overview_view.needs(found, acknowledged, now(), zone()))
+    with st.container(border=True, gap="small"):
+        st.html(card_title("Last queries"))
+        if problem is not None:
+            st.html(cards.note("critical", f"<strong>{escape(problem.message)}</strong>", escape(problem.next_step)))
+        elif rows:
+            st.html(overview_view.queries(rows, now(), zone()))
+        else:
+            st.html(cards.empty("Nothing has been asked yet.", "Ask a question: its times and its slowest stage show up here."))
+
+
+st.title("Overview")
+st.fragment(live, run_every=REFRESH_SECONDS)()
+with st.container(horizontal=True, gap="small"):
+    st.page_link(page("ask"), label="Ask")
+    st.page_link(page("queries"), label="All queries")
+    st.page_link(page("machines"), label="All machines")
+    st.page_link(page("services"), label="All services")
+    st.page_link(page("alerts"), label="All alerts")

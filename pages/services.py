@@ -1,0 +1,154 @@
+"""Services: whether each works, how long it takes and where, what its server tells; `?name=` shows one, with its trend."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+
+import streamlit as st
+
+from collectors.services import ProbeKind
+from collectors.views import ServiceView, Snapshot
+from ui import alerts_view, cards, charts, services_view, trend
+from ui.cached import kept_points, now, the_runtime, zone
+from ui.format import escape, plain_markdown, plural
+from ui.gauges import age, card_title, said
+from ui.links import page
+
+REFRESH_SECONDS = 2.0
+
+runtime = the_runtime()
+name = st.query_params.get("name", "")
+
+
+def up(service: str, seconds: float) -> float | None:
+    """The share of the last seconds in which it was up."""
+    span = trend.Range(seconds, 300.0)
+    try:
+        return services_view.uptime(kept_points(service, "service.up", *span.window(time.time())))
+    except sqlite3.Error:
+        return None
+
+
+def spark(view: ServiceView) -> str:
+    return charts.spark(view.name, services_view.latency_metric(view), "latency", "seconds", None)
+
+
+def live_list() -> None:
+    snapshot = runtime.sweep.snapshot()
+    views = sorted(snapshot.services, key=services_view.SORTS.get(sort, services_view.SORTS["as in the settings"]))
+    with st.container(border=True, gap="small"):
+        st.html(card_title(services_view.title(views)))
+        st.html(services_view.table(views, zone(), spark, lambda view: up(view.name, 86_400.0)))
+
+
+def live_one() -> None:
+    snapshot = runtime.sweep.snapshot()
+    view = snapshot.service(name)
+    if view is None:
+        st.rerun()
+    uptimes = {word: services_view.uptime_text(up(name, seconds)) for word, seconds in services_view.UPTIMES.items()}
+    st.html(services_view.header(view, uptimes, zone()))
+    st.html(
+        "".join(alerts_view.line(alert, snapshot, now(), zone()) for alert in runtime.alerts.active() if alert.source == name)
+    )
+    left, right = st.columns(2, gap="small")
+    with left, st.container(border=True, gap="small"):
+        st.html(services_view.probe(view.liveness.value, "liveness", "not probed yet"))
+    with right, st.container(border=True, gap="small"):
+        reason = "only on demand: press Probe now" if view.functional.absent else "it waits for the service to answer first"
+        st.html(services_view.probe(view.functional.value, "functional", reason))
+    engine_card(view)
+
+
+def engine_card(view: ServiceView) -> None:
+    part = view.engine
+    if part is None or part.absent:
+        return
+    with st.container(border=True, gap="small"):
+        st.html(card_title("What the server tells of itself", age(part, zone())))
+        if part.problem is not None:
+            st.html(cards.note("warn", f"Its /metrics cannot be read: {escape(said(part.problem))}"))
+        if part.value is not None:
+            st.html(services_view.engine(part.value))
+        elif part.problem is None:
+            st.html('<div class="rd rd-soft">Not read yet.</div>')
+
+
+def probe(service: str, kind: ProbeKind) -> None:
+    with st.spinner(f"Probing {plain_markdown(service)} …", show_time=True):
+        try:
+            result = runtime.sweep.probe(service, kind)
+        except KeyError:
+            st.html(cards.note("warn", "This service is watched no more."))
+            return
+    st.session_state["probed"] = result
+
+
+def probe_buttons(snapshot: Snapshot) -> None:
+    """A real small request to each, now; what came of it stays until the next one."""
+    with st.container(horizontal=True, gap="small"):
+        for view in snapshot.services:
+            if st.button(f"Probe {plain_markdown(view.name)} now", key=f"probe-{view.name}", help=HELP):
+                probe(view.name, "functional")
+    show_probed()
+
+
+def show_probed() -> None:
+    if "probed" in st.session_state:
+        result = st.session_state["probed"]
+        with st.container(border=True, gap="small"):
+            st.html(card_title(f"Probe of {result.service}, just now"))
+            st.html(services_view.probe(result, result.probe, ""))
+
+
+HELP = "A real small request: a sentence embedded, a pair scored, a token generated, a spoken sample transcribed."
+
+
+def one(view: ServiceView) -> None:
+    st.html(f'<h1 class="rd-plain rd-question">{escape(view.name)}</h1>')
+    with st.container(horizontal=True, gap="small"):
+        if st.button("Probe now", key="probe", type="primary", help=HELP):
+            probe(view.name, "functional")
+    if "probed" in st.session_state and st.session_state["probed"].service == view.name:
+        show_probed()
+    st.fragment(live_one, run_every=REFRESH_SECONDS)()
+    with st.container(border=True, gap="small"):
+        with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
+            st.html(card_title("Until now"), width="content")
+            span = charts.RANGES[charts.range_of()]
+        st.fragment(lambda: charts.grid(name, charts.SERVICE, span), run_every=span.refresh)()
+    if st.button("All services", type="tertiary"):
+        st.switch_page(page("services"), query_params={})
+
+
+snapshot = runtime.sweep.snapshot()
+chosen = snapshot.service(name) if name else None
+if chosen is not None:
+    one(chosen)
+    st.stop()
+st.title("Services")
+if name:
+    st.html(cards.empty(f"There is no service called {name}.", "It may have been renamed or removed. These are watched:"))
+if not snapshot.services:
+    st.html(
+        cards.empty(
+            "No service is watched yet.",
+            "Name them in dashboard.toml, a [[services]] each: name, kind (gpu_server, openai-chat, rerank, milvus …) and url.",
+            "Each is then asked every 10 s whether it answers, and every minute whether it works.",
+        )
+    )
+    st.stop()
+with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
+    sort = st.selectbox("Sort", tuple(services_view.SORTS), key="sort", bind="query-params", width=190)
+    st.download_button(
+        "Download CSV",
+        lambda: services_view.csv(runtime.sweep.snapshot().services),
+        "services.csv",
+        "text/csv",
+        on_click="ignore",
+        type="tertiary",
+        help=f"{plural(len(snapshot.services), 'service')} as they are now.",
+    )
+st.fragment(live_list, run_every=REFRESH_SECONDS)()
+probe_buttons(snapshot)
