@@ -50,6 +50,7 @@ class MachineWatch:
         self._since = around.monotonic()
         self._parts: dict[PartName, Memory[Any]] = {part: Memory() for part in machine.collect}
         self._numbers: dict[PartName, Numbers] = {}
+        self._origins: dict[str, PartName] = {}  # the part that a fault came from
         self._gpus_seen = remembered_gpus
         self._connected = machine.is_local
         self._awake = machine.is_local  # over a connection the other parts wait for the first reading
@@ -141,11 +142,16 @@ class MachineWatch:
             return {name: value for found in self._numbers.values() for name, value in found.metrics.items()}
 
     def is_readable(self, metric: str) -> bool:
-        """Whether the part that a metric comes from was read, and well, at the last try; for one that may come from any, all."""
-        part = part_of(metric)
+        """Whether a metric would be known if there were one: its part was read at the last try, and was there to read. For a
+        fault the trying is enough, and where it is not known what part it came from, the trying of all."""
         with self._lock:
-            wanted = [self._parts[part]] if part in self._parts else [] if part else list(self._parts.values())
-            return self._problem is None and all(memory.at is not None and memory.problem is None for memory in wanted)
+            part = part_of(metric) or self._origins.get(metric)
+            wanted = [part] if part in self._parts else [] if part else list(self._parts)
+            memories = [self._parts[each] for each in wanted]
+            tried = self._problem is None and all(memory.at is not None and memory.problem is None for memory in memories)
+            return tried and (
+                metric.startswith("fault.") or all(_has_value(*pair) for pair in zip(wanted, memories, strict=True))
+            )
 
     # Connecting
 
@@ -159,21 +165,13 @@ class MachineWatch:
             self._reader.connect(CONNECT_SECONDS)
         except Exception as error:
             return self._not_connected(error)
-        else:
-            with self._lock:
-                self._connected, self._awake, self._retry_at = True, False, None
-                self._generation += 1
-            self._begin()
-            return None
         finally:
             self._around.doors.leave(door)
-
-    def _begin(self) -> None:
-        """The first reading: still within the door, for starting a shell costs the machine more than the login did."""
-        for part in self.machine.collect[:1]:
-            wait = self._read(part)
-            if wait is not None:
-                self._tasks[part].soon(wait)
+        with self._lock:
+            self._connected, self._awake, self._retry_at = True, False, None
+            self._generation += 1
+        self._wake(self.machine.collect[:1], 0.0)
+        return None
 
     def _not_connected(self, error: Exception) -> float | None:
         if not isinstance(error, CollectorError):
@@ -226,6 +224,7 @@ class MachineWatch:
             memory.good(reading, at, now, now - started)
             memory.absent = absent(part, reading)
             self._numbers[part] = found
+            self._origins |= dict.fromkeys(found.details, part)
             if part == self.machine.collect[0]:
                 self._problem, self._failures, self._retry_at = None, 0, None
             first, self._awake = not self._awake, True
@@ -291,3 +290,7 @@ class MachineWatch:
 
     def _observation(self, found: Numbers, at: float | None = None) -> Observation:
         return Observation(self.machine.name, "machine", self._around.clock() if at is None else at, found.metrics, found.details)
+
+
+def _has_value(part: PartName, memory: Memory[Any]) -> bool:
+    return memory.absent or getattr(memory.value, part, memory.value) is not None

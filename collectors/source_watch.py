@@ -96,10 +96,11 @@ class SourceWatch:
             found = self._numbers.get(name)
         return {} if found is None else dict(found.metrics)
 
-    def is_readable(self, metric: str) -> bool:
-        """Whether the last answer was good: what is not in it then is no more."""
+    def is_readable(self, name: str) -> bool:
+        """Whether the last answer was good and complete for a machine: what is not in it then is no more."""
         with self._lock:
-            return self._memory.at is not None and self._memory.problem is None
+            reading = (self._memory.value or {}).get(name)
+            return self._memory.problem is None and reading is not None and not reading.faults
 
     def _read(self) -> float:
         started = self._around.monotonic()

@@ -56,7 +56,7 @@ class _PrometheusMachine(NamedTuple):
         return self.source.known(self.name)
 
     def is_readable(self, metric: str) -> bool:
-        return self.source.is_readable(metric)
+        return self.source.is_readable(self.name)
 
 
 class Sweep:

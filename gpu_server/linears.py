@@ -95,7 +95,8 @@ def make_linear(weight: Any, bias: Any, device: str, precision: Precision, *, ge
             raise ModelError("this build of torch has no int8 linear layers for this CPU", next_step="use bf16 or fp32")
         return Int8Linear(weight, bias, gelu)
     dtype = compute_type(precision)
-    weight, bias = weight.to(device, dtype), bias.to(device, dtype)
+    # copies: a tensor that still lies in the mapped file would keep it mapped, and fall with it when it is overwritten
+    weight, bias = (part.to(device, dtype, copy=True) for part in (weight, bias))
     kind = PackedLinear if device == "cpu" and packs(dtype) else PlainLinear
     with torch.inference_mode():
         return kind(weight, bias, gelu)

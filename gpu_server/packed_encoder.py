@@ -107,7 +107,7 @@ class Embeddings:
         torch = self._torch = import_torch()
         table = {"fp32": torch.float32, "fp16": torch.float16}.get(precision, torch.bfloat16)
         segments = module.token_type_embeddings.weight.detach().to(device)
-        self._words = module.word_embeddings.weight.detach().to(device, table)
+        self._words = module.word_embeddings.weight.detach().to(device, table, copy=True)
         self._positions = module.position_embeddings.weight.detach().to(device) + segments[0]
         self._segments = segments - segments[0]
         self._norm = Norm(module.LayerNorm, device, torch.float32)
@@ -124,7 +124,7 @@ class Norm:
 
     def __init__(self, module: Any, device: str, dtype: Any) -> None:
         self._run = import_torch().layer_norm
-        self._weight, self._bias = (part.detach().to(device, dtype) for part in (module.weight, module.bias))
+        self._weight, self._bias = (part.detach().to(device, dtype, copy=True) for part in (module.weight, module.bias))
         self._shape, self._eps = list(self._weight.shape), module.eps
 
     def __call__(self, x: Any) -> Any:

@@ -41,9 +41,7 @@ def active() -> None:
     with st.container(border=True, gap="small"):
         st.html(card_title(alerts_view.title(alerts)))
         if not alerts:
-            st.html(
-                cards.empty("Nothing needs you.", "The rules below are applied every two seconds to everything watched.")
-            )
+            st.html(cards.empty("Nothing needs you.", "The rules below are applied every two seconds to everything watched."))
         for alert in alerts[:MOST_ACTIVE]:
             told, button = st.columns([10, 2], vertical_alignment="top")
             told.html(alerts_view.line(alert, snapshot, now(), zone()))
@@ -105,6 +103,7 @@ def rules() -> None:
             disabled=["id", "rule", "unit", "means"],
             column_order=["enabled", "rule", "unit", *alerts_view.THRESHOLDS, *alerts_view.DURATIONS, "means"],
             column_config=columns(),
+            placeholder="",
             height=min(640, 35 * (len(known) + 1) + 3),
             alt="Alert rules",
         )
@@ -125,15 +124,15 @@ def columns() -> dict[str, Any]:
     number = st.column_config.NumberColumn
     return {
         "enabled": st.column_config.CheckboxColumn("On", width=50),
-        "rule": st.column_config.TextColumn("Rule", width=190),
+        "rule": st.column_config.TextColumn("Rule", width=220),
         "unit": st.column_config.TextColumn("Unit", width=60),
-        "warn": number("Warns at", width=80),
+        "warn": number("Warns at", width=95),
         "warn_clear": number("… until", width=80, help="The warning ends when the value is back past this."),
-        "critical": number("Critical at", width=80),
+        "critical": number("Critical at", width=95),
         "critical_clear": number("… until", width=80, help="It is critical until the value is back past this."),
-        "window_seconds": number("Mean over, s", width=90, min_value=0, help="0: the last value counts."),
+        "window_seconds": number("Mean over, s", width=120, min_value=0, help="0: the last value counts."),
         "for_seconds": number("For, s", width=70, min_value=0, help="How long it must last before it is raised."),
-        "means": st.column_config.TextColumn("Looks at", width=260),
+        "means": st.column_config.TextColumn("Looks at", width=250),
     }
 
 
@@ -187,8 +186,10 @@ try:
         if st.button("All alerts", type="tertiary"):
             st.switch_page(page("alerts"), query_params={})
     st.fragment(active, run_every=REFRESH_SECONDS)()
-    past()
+    if "id" not in st.query_params:
+        past()
 except sqlite3.Error as problem:
     st.html(cards.note("critical", f"<strong>The alerts cannot be read:</strong> {escape(problem)}"))
-rules()
-notifications()
+if "id" not in st.query_params:
+    rules()
+    notifications()

@@ -8,7 +8,7 @@ from collectors.errors import CollectorError
 from collectors.views import MachineView, Problem
 from ui import alerts_view, cards, charts, gpu_view, machine_view, machines_view, services_view
 from ui.cached import now, the_runtime, zone
-from ui.format import escape, plural
+from ui.format import escape, plain_markdown, plural
 from ui.gauges import Tones, age, card_title, link, machine_url
 from ui.links import page
 
@@ -23,10 +23,13 @@ def live() -> None:
     view = snapshot.machine(name)
     if view is None:
         st.rerun()
-    st.html(machine_view.header(view, zone()))
-    st.html(machine_view.faults(view))
     alerts = [alert for alert in runtime.alerts.active() if alert.source == name]
-    st.html("".join(alerts_view.line(alert, snapshot, now(), zone()) for alert in alerts))
+    told = [alerts_view.line(alert, snapshot, now(), zone()) for alert in alerts]
+    head = [machine_view.header(view, alerts, zone()), machine_view.faults(view), *told]
+    st.html(f'<div class="rd-stack">{"".join(head)}</div>')
+    if all(part.value is None for _, part in view.parts()) and not view.engines:
+        st.html(cards.empty("Nothing has been read from it yet.", "What is read shows up here by itself."))
+        return
     tones = Tones(runtime.alerts.rules)
     gpu_card(view, tones)
     left, right = st.columns(2, gap="small")
@@ -43,8 +46,7 @@ def gpu_card(view: MachineView, tones: Tones) -> None:
         return
     with st.container(border=True, gap="small"):
         st.html(card_title(gpu_view.title(view), age(part, zone())))
-        st.html(gpu_view.table(view, tones))
-        st.html(gpu_view.processes(part))
+        st.html(gpu_view.table(view, tones) + gpu_view.processes(part))
         if part.value is not None and part.value.gpus:
             with st.expander("Everything the driver tells"):
                 st.html(gpu_view.details(part.value))
@@ -122,14 +124,16 @@ def show_log(chosen: str, lines: int) -> None:
         st.code(machine_view.log_text(text) or "The log holds no line.", language=None, height=360, wrap_lines=True)
 
 
-def connection(view: MachineView) -> None:
-    if view.source == "prometheus":
-        return
-    with st.container(horizontal=True, gap="small"):
-        test = st.button("Test the connection", key="test", help="Over a connection of its own, step by step; at most 15 s.")
+def heading(view: MachineView) -> None:
+    """The name, and at its right what can be tried; the steps of a test below."""
+    test = False
+    with st.container(horizontal=True, gap="small", vertical_alignment="center"):
+        st.html(f'<h1 class="rd-plain rd-question">{escape(name)}</h1>')
+        if view.source != "prometheus":
+            test = st.button("Test the connection", key="test", help="Over a connection of its own, step by step; at most 15 s.")
         if view.problem is not None and st.button("Try again now", key="retry"):
             runtime.sweep.retry(name)
-            st.toast(f"{name} is tried again.")
+            st.toast(f"{plain_markdown(name)} is tried again.")
     if test:
         with st.spinner("Testing the connection …", show_time=True):
             steps = runtime.sweep.test(name)
@@ -150,8 +154,7 @@ if view is None:
     st.page_link(page("machines"), label="All machines")
     st.stop()
 
-st.html(f'<h1 class="rd-plain rd-question">{escape(name)}</h1>')
-connection(view)
+heading(view)
 st.fragment(live, run_every=REFRESH_SECONDS)()
 st.fragment(logs)()
 with st.container(border=True, gap="small"):

@@ -19,10 +19,9 @@ def live() -> None:
     text, sort = str(st.session_state.get("text") or ""), str(st.session_state.get("sort") or "")
     views = machines_view.chosen(snapshot.machines, text, sort)
     with st.container(border=True, gap="small"):
-        st.html(card_title(machines_view.title(snapshot.machines)))
-        st.html(machines_view.sources_note(snapshot.sources))
+        st.html(card_title(machines_view.title(snapshot.machines)) + machines_view.sources_note(snapshot.sources))
         if views:
-            st.html(machines_view.table(views, Tones(runtime.alerts.rules), zone(), charts.spark))
+            st.html(machines_view.table(views, runtime.alerts.active(), Tones(runtime.alerts.rules), zone(), charts.spark))
         else:
             st.html(cards.empty(f"None of {plural(len(snapshot.machines), 'machine')} matches.", "Clear the filter above."))
 

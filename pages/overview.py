@@ -44,13 +44,10 @@ def live() -> None:
         if snapshot.services:
             st.html(overview_view.services(snapshot.services))
         else:
-            st.html(
-                cards.empty("No service is watched yet.", "Name them in dashboard.toml: [[services]] with name, kind, url.")
-            )
+            st.html(cards.empty("No service is watched yet.", "Name them in dashboard.toml: [[services]] with name, kind, url."))
     with middle, st.container(border=True, gap="small"):
-        st.html(card_title(machines_view.title(snapshot.machines)))
-        st.html(machines_view.sources_note(snapshot.sources))
-        st.html(overview_view.machines(snapshot.machines, tones, charts.spark))
+        st.html(card_title(machines_view.title(snapshot.machines)) + machines_view.sources_note(snapshot.sources))
+        st.html(overview_view.machines(snapshot.machines, active, tones, charts.spark))
     with right, st.container(border=True, gap="small", key="needs"):
         st.html(card_title("Needs you"))
         acknowledged = sum(alert.acknowledged_at is not None for alert in active)

@@ -48,10 +48,9 @@ def live_one() -> None:
     if view is None:
         st.rerun()
     uptimes = {word: services_view.uptime_text(up(name, seconds)) for word, seconds in services_view.UPTIMES.items()}
-    st.html(services_view.header(view, uptimes, zone()))
-    st.html(
-        "".join(alerts_view.line(alert, snapshot, now(), zone()) for alert in runtime.alerts.active() if alert.source == name)
-    )
+    alerts = [alert for alert in runtime.alerts.active() if alert.source == name]
+    told = [alerts_view.line(alert, snapshot, now(), zone()) for alert in alerts]
+    st.html(f'<div class="rd-stack">{"".join([services_view.header(view, uptimes, zone()), *told])}</div>')
     left, right = st.columns(2, gap="small")
     with left, st.container(border=True, gap="small"):
         st.html(services_view.probe(view.liveness.value, "liveness", "not probed yet"))
@@ -106,8 +105,8 @@ HELP = "A real small request: a sentence embedded, a pair scored, a token genera
 
 
 def one(view: ServiceView) -> None:
-    st.html(f'<h1 class="rd-plain rd-question">{escape(view.name)}</h1>')
-    with st.container(horizontal=True, gap="small"):
+    with st.container(horizontal=True, gap="small", vertical_alignment="center"):
+        st.html(f'<h1 class="rd-plain rd-question">{escape(view.name)}</h1>')
         if st.button("Probe now", key="probe", type="primary", help=HELP):
             probe(view.name, "functional")
     if "probed" in st.session_state and st.session_state["probed"].service == view.name:

@@ -24,7 +24,7 @@ _SCALES: Mapping[str, tuple[float, str]] = {
     "celsius": (1, "°C"),
     "seconds": (1, "s"),
     "count": (1, ""),
-    "state": (1, "0 or 1"),
+    "state": (1, "level"),
 }
 THRESHOLDS = ("warn", "warn_clear", "critical", "critical_clear")
 DURATIONS = ("window_seconds", "for_seconds")
@@ -92,7 +92,7 @@ def line(alert: Alert, snapshot: Snapshot, now: datetime, zone: tzinfo) -> str:
     value = value_text(alert.value, alert.unit, alert.metric)
     worst = value_text(alert.worst, alert.unit, alert.metric)
     numbers = value if value == worst or not value else f"{value}, worst {worst}"
-    parts = [where, escape(about), escape(numbers), f"since {_when(alert.raised_at, now, zone)}"]
+    parts = [where, escape(about), escape(numbers), f"raised {_when(alert.raised_at, now, zone)}"]
     if alert.acknowledged_at is not None:
         parts.append(f"acknowledged {_when(alert.acknowledged_at, now, zone)}")
     mark = cards.state_mark(severity(alert.level), "", alert.level)
@@ -120,7 +120,7 @@ def _past_row(alert: Alert, snapshot: Snapshot, now: datetime, zone: tzinfo) -> 
         gauges.link(url, alert.source) if url else f'<span class="rd-soft" title="watched no more">{escape(alert.source)}</span>',
         escape(value_text(alert.worst, alert.unit, alert.metric)),
         _when(alert.raised_at, now, zone),
-        seconds(lasted),
+        gauges.duration(lasted),
         "no" if alert.acknowledged_at is None else _when(alert.acknowledged_at, now, zone),
     ]
 
@@ -158,7 +158,7 @@ def rule_rows(rules: Iterable[Rule]) -> list[dict[str, Any]]:
 
 def _meaning(rule: Rule) -> str:
     kinds = f" of {', '.join(rule.kinds)}" if rule.kinds else ""
-    return f"{rule.metric}{kinds} {'above' if rule.above else 'below'}"
+    return f"{'high' if rule.above else 'low'} {rule.metric}{kinds}"
 
 
 def to_screen(value: float | None, unit: str) -> float | None:

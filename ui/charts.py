@@ -19,7 +19,7 @@ MAX_LINES = 16
 
 
 class Chart(NamedTuple):
-    """One chart: a pattern of metrics (`gpu.*.power_watts`), a line each. `top` is the upper end of its axis where there is one."""
+    """One chart: a pattern of metrics (`gpu.*.power_watts`), a line each. `top` is where its axis ends, if anywhere."""
 
     name: str
     pattern: str

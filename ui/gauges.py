@@ -11,7 +11,7 @@ from urllib.parse import quote
 from collectors.readings import Fault, Gpu
 from collectors.rules import Rule
 from collectors.views import Part, Problem
-from ui.format import UNKNOWN, bytes_text, escape, number, percent, time_html, unknown_html
+from ui.format import UNKNOWN, bytes_text, escape, number, percent, seconds, time_html, unknown_html
 from ui.style import colour
 
 NOT_COLLECTED = "not collected: the settings of this machine leave it out (collect)"
@@ -99,8 +99,13 @@ def used_of(used: float | None, total: float | None) -> str:
         return bytes_text(used if total is None else None)
     text = bytes_text(total)
     unit = text.rpartition(" ")[2]
-    power = ("B", "KiB", "MiB", "GiB", "TiB").index(unit)
-    return f"{number(used / 1024**power)} / {text}"
+    scaled = used / 1024 ** ("B", "KiB", "MiB", "GiB", "TiB").index(unit)
+    return f"{'< 0.01' if 0 < scaled < 0.01 else number(scaled)} / {text}"
+
+
+def duration(value: float | None) -> str:
+    """As `format.seconds`, in days where it is more than two."""
+    return seconds(value) if value is None or value < 2 * 86_400 else f"{value / 86_400:,.0f} days"
 
 
 def ratio_of(part: float | None, total: float | None) -> float | None:

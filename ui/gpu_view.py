@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from collectors.readings import Gpu, GpuProcess, Gpus
 from collectors.views import MachineView, Part
 from ui import cards, figures, gauges
-from ui.format import bytes_text, count, escape, number, percent, plural, shortened, unknown_html
+from ui.format import UNKNOWN, bytes_text, count, escape, number, percent, plural, shortened, unknown_html
 from ui.gauges import Tones, shown
 
 SILENT = "the driver does not tell"
@@ -56,7 +56,8 @@ def table(view: MachineView, tones: Tones) -> str:
 
 def _row(gpu: Gpu, tones: Tones) -> list[str]:
     split = "split by MIG: the driver tells it of no whole GPU" if gpu.mig_enabled else SILENT
-    power = "–" if gpu.power_watts is None else f"{number(gpu.power_watts)} / {number(gpu.power_limit_watts, 'W')}"
+    limit = "" if gpu.power_limit_watts is None else f" / {number(gpu.power_limit_watts)}"
+    power = UNKNOWN if gpu.power_watts is None else f"{number(gpu.power_watts)}{limit} W"
     clock = "–" if gpu.sm_clock_mhz is None else f"{gpu.sm_clock_mhz:,.0f} / {_whole(gpu.sm_clock_max_mhz)} MHz"
     used = gauges.used_of(gpu.memory_used_bytes, gpu.memory_total_bytes)
     ratio = gpu.memory_used_ratio or gauges.ratio_of(gpu.memory_used_bytes, gpu.memory_total_bytes)

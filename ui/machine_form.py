@@ -48,7 +48,7 @@ def _fields() -> dict[str, Any]:
             "Private key",
             key="machine-key",
             width=230,
-            help="A file on this server. Empty: the agent, ~/.ssh/config, usual names.",
+            help="A file on this server. Empty: the agent, ~/.ssh/config.",
         )
     with st.container(horizontal=True, gap="small"):
         jump = st.text_input("Jump host", key="machine-jump", width=170, help="user@host:port, several with commas between them.")

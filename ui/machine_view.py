@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from datetime import tzinfo
 from typing import Any
 
+from collectors.alerts import Alert
 from collectors.readings import Container, Cpu, Disk, Fault, Filesystem, Host, Interface, Memory, Pressure, Process, Unit
 from collectors.views import MachineView, Part
 from ui import cards, figures, gauges, machines_view
@@ -19,17 +20,17 @@ _UNIT_STATES = {"active": "ok", "failed": "critical", "activating": "warn", "dea
 _CONTAINER_STATES = {"running": "ok", "restarting": "warn", "dead": "critical", "removing": "warn"}
 
 
-def header(view: MachineView, zone: tzinfo) -> str:
+def header(view: MachineView, alerts: Sequence[Alert], zone: tzinfo) -> str:
     """State, address, what it is, since when it is up, and how old the reading is."""
     host = view.host.value if view.host else None
     cores = plural(host.cpu.cores, "core") if host and host.cpu and host.cpu.cores else ""
     memory = bytes_text(host.memory.total_bytes) if host and host.memory and host.memory.total_bytes else ""
-    uptime = f"up {seconds(host.uptime_seconds)}" if host and host.uptime_seconds is not None else ""
+    uptime = f"up {gauges.duration(host.uptime_seconds)}" if host and host.uptime_seconds is not None else ""
     source = "read by Prometheus" if view.source == "prometheus" else ""
     parts = [view.address, cores, memory, machines_view.gpu_words(view), uptime, source]
     told = "".join(f'<span class="rd-part">{escape(text)}</span>' for text in parts if text)
     age = gauges.age(machines_view.oldest(view), zone)
-    return f'<div class="rd rd-head"><span class="rd-state">{machines_view.state(view)}</span>{told}{age}</div>'
+    return f'<div class="rd rd-head"><span class="rd-state">{machines_view.state(view, alerts)}</span>{told}{age}</div>'
 
 
 def faults(view: MachineView) -> str:
@@ -289,7 +290,7 @@ def units(part: Part[Any] | None) -> str:
         [
             f'<span class="rd-plain">{escape(each.name)}</span>{gauges.below(each.description or "")}',
             cards.state_mark(_UNIT_STATES.get(each.active or "", "unknown"), each.active or "not known", _unit_hover(each)),
-            shown(seconds(each.state_seconds), "systemd does not tell"),
+            shown(gauges.duration(each.state_seconds), "systemd does not tell"),
             shown(count(each.restarts), "this systemd does not count them"),
             shown(bytes_text(each.memory_bytes), "memory accounting is off, or it does not run"),
             shown(str(each.main_pid) if each.main_pid else "–", "it has no main process now"),
@@ -320,7 +321,7 @@ def containers(part: Part[Any] | None) -> str:
         [
             f'<span class="rd-plain">{escape(each.name)}</span>{gauges.below(each.image or "")}',
             _container_state(each),
-            shown(seconds(each.state_seconds), "Docker does not tell"),
+            shown(gauges.duration(each.state_seconds), "Docker does not tell"),
             shown(count(each.restarts), "Docker does not tell"),
             shown(bytes_text(each.memory_bytes), "it does not run, or Docker does not tell"),
         ]

@@ -7,6 +7,7 @@ from datetime import tzinfo
 from statistics import fmean
 from typing import Any
 
+from collectors.alerts import Alert
 from collectors.connection_test import StepResult
 from collectors.readings import Filesystem, Gpu
 from collectors.views import MachineView, Problem
@@ -17,7 +18,7 @@ from ui.gauges import Tones
 
 HEADS = ("Machine", "State", "CPU", "Memory", "GPU", "VRAM", "Heat", "Load", "Disk", "Read")
 STATES: Mapping[str, tuple[str, str]] = {
-    "ok": ("ok", "read"),
+    "ok": ("ok", "ok"),
     "waiting": ("unknown", "not read yet"),
     "stale": ("unknown", "stale"),
     "failing": ("critical", "cannot be read"),
@@ -81,9 +82,9 @@ def fullest(view: MachineView) -> Filesystem | None:
 
 
 def oldest(view: MachineView) -> Any:
-    """The fast part (host, GPUs) that was read longest ago."""
+    """The fast part (host, GPUs) that was read longest ago; of those never read only where there is no other."""
     fast = [part for part in (view.host, view.gpus) if part is not None and not part.absent]
-    return max(fast, key=lambda part: float("inf") if part.age_seconds is None else part.age_seconds, default=None)
+    return max(fast, key=lambda part: -1.0 if part.age_seconds is None else part.age_seconds, default=None)
 
 
 # --------------------------------------------------------------------------------------------------------------- sorting
@@ -140,32 +141,39 @@ def wrong(view: MachineView) -> list[str]:
     return texts + [gauges.said(part.problem) for _, part in view.parts() if part.problem and view.problem is None]
 
 
-def state(view: MachineView) -> str:
+def standing(view: MachineView, alerts: Sequence[Alert] = ()) -> tuple[str, str, str]:
+    """(severity, word, more in words): how it can be read, else its faults, else its active alerts."""
     severity, word = STATES.get(view.state, ("unknown", view.state))
-    hover = gauges.said(view.problem) if view.problem else ""
-    faults = wrong(view)
+    faults, active = wrong(view), [alert for alert in alerts if alert.source == view.name]
     if severity == "ok" and faults:
         worst = any(fault.severity == "critical" for fault in view.faults)
-        return cards.state_mark("critical" if worst else "warn", plural(len(faults), "fault"), "\n".join(faults[:8]))
-    return cards.state_mark(severity, word, hover)
+        return "critical" if worst else "warn", plural(len(faults), "fault"), "\n".join(faults[:8])
+    if severity == "ok" and active:
+        worst = any(alert.level == "critical" for alert in active)
+        return "critical" if worst else "warn", plural(len(active), "alert"), "\n".join(alert.title for alert in active[:8])
+    return severity, word, gauges.said(view.problem) if view.problem else ""
+
+
+def state(view: MachineView, alerts: Sequence[Alert] = ()) -> str:
+    return cards.state_mark(*standing(view, alerts))
 
 
 # ----------------------------------------------------------------------------------------------------------------- table
 
 
-def table(views: Sequence[MachineView], tones: Tones, zone: tzinfo, spark: Spark) -> str:
-    rows = [[*_who(view), *_host(view, tones, spark), *_gpu(view, tones), *_rest(view, tones, zone)] for view in views]
+def table(views: Sequence[MachineView], alerts: Sequence[Alert], tones: Tones, zone: tzinfo, spark: Spark) -> str:
+    rows = [[*_who(view, alerts), *_host(view, tones, spark), *_gpu(view, tones), *_rest(view, tones, zone)] for view in views]
     return f'<div class="rd-machines">{figures.table(HEADS, rows, numeric=(6, 7, 9), wrap=(0,))}</div>'
 
 
-def _who(view: MachineView) -> list[str]:
+def _who(view: MachineView, alerts: Sequence[Alert]) -> list[str]:
     source = "" if view.source != "prometheus" else "by Prometheus"
     about = " · ".join(text for text in (view.address, source) if text)
     trouble = [gauges.said(view.problem)] if view.problem else wrong(view)[:2]
     lines = gauges.below(about) + "".join(
         f'<div class="rd-plain rd-small" dir="auto">{escape(shortened(text, 160))}</div>' for text in trouble
     )
-    return [f"<strong>{gauges.link(gauges.machine_url(view.name), view.name)}</strong>{lines}", state(view)]
+    return [f"<strong>{gauges.link(gauges.machine_url(view.name), view.name)}</strong>{lines}", state(view, alerts)]
 
 
 def _host(view: MachineView, tones: Tones, spark: Spark) -> list[str]:

@@ -18,6 +18,7 @@ from ui.machines_view import Spark
 from ui.style import colour
 
 MAX_THINGS = 8
+MAX_ROWS = 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,16 +116,25 @@ def _thing(thing: Thing, now: datetime, zone: tzinfo) -> str:
     )
 
 
-def machines(views: Sequence[MachineView], tones: Tones, spark: Spark) -> str:
-    """One line a machine: what matters most of it (its GPUs, else its processor), memory and the fullest disk."""
-    return f'<div class="rd rd-rows">{"".join(_machine(view, tones, spark) for view in views)}</div>'
+def machines(views: Sequence[MachineView], alerts: Sequence[Alert], tones: Tones, spark: Spark) -> str:
+    """A machine's processor, memory and fullest disk in one line, its GPUs in another; the worst first where they are many."""
+    shown = views if len(views) <= MAX_ROWS else sorted(views, key=lambda view: _rank(machines_view.standing(view, alerts)[0]))
+    rows = "".join(_machine(view, alerts, tones, spark) for view in shown[:MAX_ROWS])
+    return f'<div class="rd rd-rows">{rows}{_more(len(views), "/machines")}</div>'
 
 
-def _machine(view: MachineView, tones: Tones, spark: Spark) -> str:
-    severity, word = machines_view.STATES.get(view.state, ("unknown", view.state))
-    faults = machines_view.wrong(view)
-    if severity == "ok" and faults:
-        severity, word = ("critical" if any(f.severity == "critical" for f in view.faults) else "warn"), "\n".join(faults[:4])
+def _rank(severity: str) -> int:
+    return ("critical", "warn", "unknown", "ok").index(severity)
+
+
+def _more(there: int, url: str) -> str:
+    if there <= MAX_ROWS:
+        return ""
+    return f'<div class="rd-row rd-soft">{gauges.link(url, f"and {there - MAX_ROWS:,} more")}</div>'
+
+
+def _machine(view: MachineView, alerts: Sequence[Alert], tones: Tones, spark: Spark) -> str:
+    severity, word, _ = machines_view.standing(view, alerts)
     name = gauges.link(gauges.machine_url(view.name), view.name)
     mark = f'<span class="rd-who">{cards.state_mark(severity, "", word)}<strong>{name}</strong></span>'
     if view.state in ("failing", "halted") and view.problem is not None:
@@ -132,8 +142,10 @@ def _machine(view: MachineView, tones: Tones, spark: Spark) -> str:
         return f'<div class="rd-row">{mark}<span class="rd-what">{told}</span></div>'
     if view.state == "waiting":
         return f'<div class="rd-row">{mark}<span class="rd-what rd-soft">not read yet</span></div>'
-    parts = [*_gpu(view), *_host(view, tones, spark)]
-    return f'<div class="rd-row">{mark}<span class="rd-what">{"".join(parts)}</span></div>'
+    lines = "".join(
+        f'<span class="rd-line3">{"".join(parts)}</span>' for parts in (_gpu(view), _host(view, tones, spark)) if parts
+    )
+    return f'<div class="rd-row">{mark}<span class="rd-what">{lines}</span></div>'
 
 
 def _gpu(view: MachineView) -> list[str]:
@@ -173,13 +185,17 @@ def _host(view: MachineView, tones: Tones, spark: Spark) -> list[str]:
 
 
 def services(views: Sequence[ServiceView]) -> str:
-    return f'<div class="rd rd-rows">{"".join(_service(view) for view in views)}</div>'
+    shown = views if len(views) <= MAX_ROWS else sorted(views, key=lambda view: _rank(_standing(view)[0]))
+    rows = "".join(_service(view) for view in shown[:MAX_ROWS])
+    return f'<div class="rd rd-rows">{rows}{_more(len(views), "/services")}</div>'
+
+
+def _standing(view: ServiceView) -> tuple[str, str]:
+    return ("unknown", "stale") if view.liveness.stale else services_view.STATES.get(view.state, ("unknown", view.state))
 
 
 def _service(view: ServiceView) -> str:
-    severity, word = services_view.STATES.get(view.state, ("unknown", view.state))
-    if view.liveness.stale:
-        severity, word = "unknown", "stale"
+    severity, word = _standing(view)
     latency = services_view.best_latency(view)
     told = services_view.engine_line(view.engine)
     value = seconds(latency.total_seconds) if latency and view.state in ("ok", "degraded") else word
@@ -187,8 +203,8 @@ def _service(view: ServiceView) -> str:
     return (
         f'<div class="rd-row"><span class="rd-who">{cards.state_mark(severity, "", word)}'
         f"<strong>{gauges.link(gauges.service_url(view.name), view.name, hover)}</strong></span>"
-        f'<span class="rd-what"><span class="rd-soft rd-small">{escape(told)}</span>'
-        f'<span class="rd-end">{escape(value)}</span></span></div>'
+        f'<span class="rd-what"><span class="rd-end">{escape(value)}</span>'
+        f"{f'<span class={chr(34)}rd-soft rd-small rd-end{chr(34)}>{escape(told)}</span>' if told else ''}</span></div>"
     )
 
 

@@ -132,7 +132,7 @@ def _latency(part: Part[ProbeResult], reason: str) -> str:
 
 
 def _rest(view: ServiceView, zone: tzinfo, up: float | None) -> list[str]:
-    newest = [part.value for part in (view.functional, view.liveness) if part.value is not None]
+    newest = _results(view)
     version = next((result.version for result in newest if result.version), None)
     days = next((result.certificate_days for result in newest if result.certificate_days is not None), None)
     plain = "it is reached without TLS" if newest else "not probed yet"
@@ -142,6 +142,10 @@ def _rest(view: ServiceView, zone: tzinfo, up: float | None) -> list[str]:
         certificate(days, plain),
         gauges.age(view.liveness, zone),
     ]
+
+
+def _results(view: ServiceView) -> list[ProbeResult]:
+    return [part.value for part in (view.functional, view.liveness) if part.value is not None]
 
 
 def certificate(days: float | None, reason: str) -> str:
@@ -189,9 +193,7 @@ def split_line(latency: Latency) -> str:
 
 def header(view: ServiceView, uptimes: Mapping[str, str], zone: tzinfo) -> str:
     """State, kind, address, uptime over a day, a week and a month, certificate, and when it was last probed."""
-    days = next(
-        (p.value.certificate_days for p in (view.functional, view.liveness) if p.value and p.value.certificate_days), None
-    )
+    days = next((result.certificate_days for result in _results(view) if result.certificate_days is not None), None)
     up = " · ".join(f"{word} {text}" for word, text in uptimes.items() if text != UNKNOWN)
     parts = [escape(view.kind), escape(view.address), f"up: {escape(up)}" if up else ""]
     parts.append(f"certificate: {certificate(days, '')}" if days is not None else "")
@@ -203,9 +205,8 @@ def probe(result: ProbeResult | None, kind: str, reason: str) -> str:
     """What one probe found, whole."""
     heading = {"liveness": "Does it answer?", "functional": "Does it work?"}[kind]
     if result is None:
-        dash = f'{unknown_html(reason)} <span class="rd-soft">{escape(reason)}</span>'
-        return f'<div class="rd"><strong>{heading}</strong> {dash}</div>'
-    severity, word = STATES[result.state]
+        return gauges.card_title(heading, unknown_html(reason)) + f'<div class="rd rd-soft">{escape(reason)}</div>'
+    mark = cards.state_mark(*STATES[result.state])
     models = ", ".join(result.models) if result.models else ""
     pairs = {
         "in": seconds(result.latency.total_seconds),
@@ -221,10 +222,8 @@ def probe(result: ProbeResult | None, kind: str, reason: str) -> str:
     if result.next_step and not result.up:
         told.append(f"<strong>Next:</strong> {escape(result.next_step)}")
     lines = "".join(f'<div class="rd-plain" dir="auto">{text}</div>' for text in told)
-    return (
-        f'<div class="rd"><strong>{heading}</strong> {cards.state_mark(severity, word)}{lines}'
-        f'<div class="rd-pairs">{line}</div></div>{split_line(result.latency)}'
-    )
+    body = f'<div class="rd">{lines}<div class="rd-pairs">{line}</div></div>'
+    return gauges.card_title(heading, mark) + body + split_line(result.latency)
 
 
 def _measure_word(name: str) -> str:

@@ -165,7 +165,7 @@ def options(lines: Sequence[Line], start: float, end: float, unit: Unit, top: fl
             "min": 0,
             "splitNumber": 3,
             "axisLabel": {"formatter": "{value}" + _FORMATS[unit][2]},
-            **({"max": _scaled(top, unit)} if top else {}),
+            **({"max": _scaled(top, unit), "interval": _scaled(top, unit) / 2} if top else {}),
         },
         "series": series,
     }

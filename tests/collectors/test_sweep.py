@@ -30,7 +30,8 @@ from collectors.service_watch import WatchedService
 from collectors.services import Service
 from collectors.source_watch import WatchedSource
 from collectors.sweep import Sweep
-from collectors.views import MachineView, ServiceView, Snapshot
+from collectors.views import MachineView, Part, Problem, ServiceView, Snapshot
+from collectors.watching import Memory
 from tests.collectors.machine_fakes import FakeProgram, FakeReader, fake_nvidia_smi, machine_of, nvidia_smi_script, with_path
 from tests.collectors.service_fakes import fake_port, fake_service, free_port, running, silence
 from tests.collectors.sshd import Sshd, eventually
@@ -381,6 +382,45 @@ def test_gpus_that_were_there_before_are_missed(tmp_path: Path) -> None:
     assert run(8) == (8, [])
     assert run(7) == (8, ["gpus.missing 1: 8 expected, 7 seen"])
     assert run(8) == (8, [])
+
+
+def test_alerts_on_what_is_gone_end_and_on_what_cannot_be_read_stay(sshd: Sshd, programs: Path, tmp_path: Path) -> None:
+    """A unit that failed was removed; then systemd does not answer any more."""
+    alerts = Alerts(tmp_path / "alerts.db", tuple(rule for rule in DEFAULTS if rule.id in ("unit-failed", "fault")))
+    systemctl = FakeProgram(programs, "systemctl")
+
+    def fails(*units: str) -> str:
+        listed = "\n".join(f"{unit} loaded failed failed It" for unit in units)
+        shown = "\n\n".join(f"Id={unit}\nLoadState=loaded\nActiveState=failed" for unit in units)
+        return f"""case "$1" in list-units) printf '%s\\n' '{listed}' ;; *) printf '%s\\n' '{shown}' ;; esac"""
+
+    systemctl.says(fails("a.service", "b.service"))
+    with sweeping([LOCAL, machine_of(sshd, collect=("units",), slow_every_seconds=0.1)], alerts=alerts):
+        assert eventually(
+            lambda: {alert.metric for alert in alerts.active()} == {"unit.a.service.failed", "unit.b.service.failed"}
+        )
+        systemctl.says(fails("b.service"))
+        assert eventually(lambda: {alert.metric for alert in alerts.active()} == {"unit.b.service.failed"})
+        systemctl.says("echo 'Failed to connect to bus: No such file'; exit 1")
+        assert eventually(
+            lambda: {alert.metric for alert in alerts.active()} == {"unit.b.service.failed", "fault.systemd_unreachable"}
+        )
+        systemctl.says(fails())
+        assert eventually(lambda: alerts.active() == [])
+    alerts.close()
+
+
+def test_what_is_old_is_stale_unless_it_is_absent() -> None:
+    memory: Memory[str] = Memory()
+    assert not memory.view(100.0, 2.0).tried and not memory.view(100.0, 2.0).stale
+    memory.good("reading", 5_000.0, 100.0, 0.1)
+    assert memory.view(110.0, 2.0) == Part("reading", 5_000.0, 10.0, 0.1)
+    assert memory.view(112.0, 2.0).stale and not memory.view(112.0, 30.0).stale
+    memory.bad(Problem("timeout", "command", "no answer", "Look."))
+    failing = memory.view(112.0, 2.0)
+    assert failing.value == "reading" and failing.problem is not None and failing.age_seconds == 12.0
+    memory.absent = True
+    assert not memory.view(900.0, 2.0).stale
 
 
 def test_readings_reach_the_history(tmp_path: Path) -> None:
