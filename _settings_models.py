@@ -15,6 +15,7 @@ from _settings_sources import masked_text
 from _settings_values import (
     AnswerPrompt,
     Device,
+    Entries,
     Headers,
     HeaderSecret,
     Host,
@@ -26,10 +27,14 @@ from _settings_values import (
     Port,
     RedisUrl,
     Seconds,
+    SecretUrls,
     Section,
     Text,
     setting,
 )
+
+# Tables that the pages add to: those of edited.toml come after those of dashboard.toml, which wins for a name in both.
+MERGED = ("machines", "services", "prometheus")
 
 ANSWER_PROMPT = """\
 Answer the question using only the numbered passages below.
@@ -243,6 +248,17 @@ class Redis(Section):
     )
 
 
+class Alerts(Section):
+    """What is worth an alert, and who is told. `python -m collectors sweep` shows what the rules look at."""
+
+    notify: SecretUrls = setting(
+        (), "Where alerts are sent: URLs of the library apprise, separated by blanks in the environment.", "RAGDECK_NOTIFY"
+    )
+    rules: dict[str, dict[str, Any]] = setting(
+        {}, 'Changes of rules by id, such as `[alerts.rules.gpu-hot]` with `warn = 80`; "off" switches a threshold off.'
+    )
+
+
 class Offline(Section):
     """No downloads: models and data sets come from the local cache only."""
 
@@ -265,6 +281,9 @@ class Settings(Section):
     data_dir: Path
     config_file: Path | None = None
     origins: Mapping[str, str] = {}
+    machines: Entries = setting((), "Machines that are watched over SSH, `[[machines]]`; `local` is always there.")
+    services: Entries = setting((), "Services that are probed, `[[services]]`.")
+    prometheus: Entries = setting((), "Prometheus servers that tell of further machines, `[[prometheus]]`.")
     server: Server = Server()
     api: Api = Api()
     milvus: Milvus = Milvus()
@@ -276,6 +295,7 @@ class Settings(Section):
     ingest: Ingest = Ingest()
     traces: Traces = Traces()
     redis: Redis = Redis()
+    alerts: Alerts = Alerts()
     offline: Offline = Offline()
     query: Query = Query()
     _remembered: tuple[Mapping[str, str], Path] | None = PrivateAttr(None)  # environment and root, for save_edited

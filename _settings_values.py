@@ -90,6 +90,44 @@ def _comma_separated(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+def _space_separated(value: object) -> object:
+    return value.split() if isinstance(value, str) else value
+
+
+# What an entry of [[machines]] or [[services]] may hold that is nobody's business; `key` is a path.
+SECRET_NAMES = frozenset({"api_key", "passphrase", "password", "token", "headers"})
+
+
+def _entries(value: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+    """Tables with a name of their own each; what they hold of secrets is masked from here on (`revealed` gives it back)."""
+    names = [entry.get("name") for entry in value]
+    if not all(isinstance(name, str) and name for name in names) or len(set(names)) < len(names):
+        raise ValueError("tables that each have a `name` of their own")
+    return tuple({key: _hidden(item) if key in SECRET_NAMES else item for key, item in entry.items()} for entry in value)
+
+
+def _hidden(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _hidden(item) for key, item in value.items()}
+    return SecretStr(value) if isinstance(value, str) else value
+
+
+def revealed(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry with its secrets in plain text, for the one that logs in with them."""
+    return {key: _shown(item) for key, item in entry.items()}
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return revealed(value)
+    return value.get_secret_value() if isinstance(value, SecretStr) else value
+
+
+def holds_secret(value: object) -> bool:
+    """Whether a list of entries, as a file has it, holds a secret."""
+    return isinstance(value, list) and any(isinstance(entry, Mapping) and SECRET_NAMES & entry.keys() for entry in value)
+
+
 def _template(*names: str) -> Callable[[str], str]:
     """A check that `str.format` can fill the text with exactly these names."""
     expected = f"a text with {' and '.join(f'{{{name}}}' for name in names)} and no other braces (write {{{{ and }}}} for those)"
@@ -118,6 +156,8 @@ MilvusUrl = Annotated[str, AfterValidator(_milvus_url)]
 RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
 Hosts = Annotated[tuple[Host, ...], BeforeValidator(_comma_separated)]
 Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], BeforeValidator(_comma_separated)]
+SecretUrls = Annotated[tuple[SecretStr, ...], BeforeValidator(_space_separated)]
+Entries = Annotated[tuple[dict[str, Any], ...], AfterValidator(_entries)]
 Device = Annotated[str, AfterValidator(_device)]
 AnswerPrompt = Annotated[str, AfterValidator(_template("question", "passages"))]
 HydePrompt = Annotated[str, AfterValidator(_template("question"))]

@@ -16,7 +16,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import deployment
 import models
+from collectors.alerts import Alerts
+from collectors.history import History
+from collectors.notify import Notifier
+from collectors.sweep import Sweep
+from deployment import Deployment
 from gpu_server.errors import EngineError
 from gpu_server.interfaces import ChatModel
 from gpu_server.model_pool import ModelPool
@@ -92,6 +98,7 @@ class Runtime:
         self._chat = self.models.chat or _remote_chat(settings)
         self.store = _store(settings, url)
         self.library = Library(settings, self.store, self.models.embedder, self.jobs, SAMPLES)
+        self.deployment = Deployment(settings, url)
         self._warm = threading.Event()
         self._ending = threading.Event()
         self._started = False
@@ -108,6 +115,7 @@ class Runtime:
             if self._started:
                 return
             self._started = True
+        self.deployment.start()
         threading.Thread(target=self._prepare, name="warm-up", daemon=True).start()
 
     def _prepare(self) -> None:
@@ -168,6 +176,7 @@ class Runtime:
         self._ending.set()
         if not self.jobs.stop(10.0):
             log.warning("some jobs did not end within 10 s")
+        self.deployment.stop()
         self.store.close()
         if isinstance(self._chat, OpenAIChat):
             self._chat.close()
@@ -246,6 +255,20 @@ class Runtime:
                 self._chat = _remote_chat(self.settings)
         log.info("settings changed on a page: %s", ", ".join(sorted(changes)))
 
+    def add_machine(self, entry: Mapping[str, Any]) -> None:
+        """Watch one more machine from now on, kept in edited.toml. Raises SettingsError, RagError, with nothing written."""
+        with self._lock:
+            self._put({"machines": deployment.with_machine(self.settings, entry)})
+
+    def change_alert_rules(self, changes: Mapping[str, Mapping[str, Any]]) -> None:
+        """Change rules by id, kept in edited.toml, in force with the next reading. Raises SettingsError, RagError."""
+        with self._lock:
+            self._put({"alerts.rules": deployment.with_rules(self.settings, changes) or None})
+
+    def _put(self, changes: Mapping[str, Any]) -> None:
+        self.settings = save_edited(self.settings, changes)
+        self.deployment.apply(self.settings)
+
     # 3) documents
 
     def submit_ingest(self, paths: Sequence[Path], collection: str | None = None, label: str | None = None) -> Job[IngestSummary]:
@@ -263,7 +286,25 @@ class Runtime:
         """Keep an uploaded file under the data folder, by its own name, for ingestion."""
         return self.library.save_upload(name, data)
 
-    # 4) status
+    # 4) the deployment
+
+    @property
+    def sweep(self) -> Sweep:
+        return self.deployment.sweep
+
+    @property
+    def history(self) -> History:
+        return self.deployment.history
+
+    @property
+    def alerts(self) -> Alerts:
+        return self.deployment.alerts
+
+    @property
+    def notifier(self) -> Notifier:
+        return self.deployment.notifier
+
+    # 5) status
 
     def test_model(self, kind: str) -> Probe:
         """Try the embedder or the reranker with one text or pair, past every cache. Raises RagError."""
@@ -282,10 +323,13 @@ class Runtime:
             raise RagError(str(problem), kind="not_found", next_step="Switch it on in the settings.") from None
 
     def _notices(self) -> tuple[str, ...]:
-        """Settings that are valid and have no effect in this version: said, so that nobody waits for them."""
+        """What is in force nowhere, or will be lost: said, so that nobody waits for it."""
+        notices = list(self.deployment.problems)
         if self.settings.redis.url and "reranker" not in self.models.caches:
-            return ("REDIS_URL is set and not used: there is no semantic cache yet, and no rerank results are cached here.",)
-        return ()
+            notices.append(
+                "REDIS_URL is set and not used: there is no semantic cache yet, and no rerank results are cached here."
+            )
+        return tuple(notices)
 
     def status(self, *, live: bool = False) -> Status:
         """`live` also asks our GPU servers for what only they know of their models (queue, memory), 2 s each at most."""

@@ -10,6 +10,7 @@ import os
 import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,9 +20,11 @@ from pydantic_core import ErrorDetails
 
 from _settings_models import (
     KEYS,
+    MERGED,
     SECRETS,
     TABLES,
     VARIABLES,
+    Alerts,
     Api,
     CollectionMapping,
     Embeddings,
@@ -51,10 +54,13 @@ from _settings_sources import (
     shown,
     write_toml,
 )
+from _settings_values import holds_secret, revealed
 
 __all__ = [
+    "MERGED",
     "SECRETS",
     "VERSION",
+    "Alerts",
     "Api",
     "CollectionMapping",
     "Embeddings",
@@ -73,8 +79,10 @@ __all__ = [
     "Settings",
     "SettingsError",
     "Traces",
+    "edited",
     "load",
     "reference",
+    "revealed",
     "save_edited",
 ]
 
@@ -201,7 +209,7 @@ def _flat(data: Mapping[str, object], above: str = "") -> Iterator[tuple[str, ob
 
 
 def _key_problem(key: str, entry: Entry, is_edited: bool) -> Problem | None:
-    if key in SECRETS and is_edited:
+    if is_edited and (key in SECRETS or key in MERGED and holds_secret(entry.value)):
         return entry.problem(key, "a secret", "secrets only in the environment, .env or dashboard.toml")
     if key in KEYS:
         return None
@@ -213,6 +221,7 @@ def _key_problem(key: str, entry: Entry, is_edited: bool) -> Problem | None:
 
 def _validated(layers: _Layers, problems: list[Problem]) -> Settings | None:
     entries = {**layers.edited, **layers.config, **layers.environment}
+    entries |= {key: _merged(layers.edited[key], layers.config.get(key)) for key in MERGED if key in layers.edited}
     base_url = entries.get("llm.base_url")
     if layers.openai_key and "llm.api_key" not in entries and base_url and str(base_url.value).strip():
         entries["llm.api_key"] = layers.openai_key
@@ -226,6 +235,15 @@ def _validated(layers: _Layers, problems: list[Problem]) -> Settings | None:
     # Outside the except block, so that no traceback carries pydantic's error, which knows the values.
     problems.extend(_value_problem(detail, entries) for detail in details)
     return None
+
+
+def _merged(edited: Entry, config: Entry | None) -> Entry:
+    """The tables of both files; one of edited.toml gives way to one of the same name."""
+    if config is None or not isinstance(config.value, list) or not isinstance(edited.value, list):
+        return edited if config is None else config
+    names = {entry.get("name") for entry in config.value if isinstance(entry, Mapping)}
+    added = [entry for entry in edited.value if not (isinstance(entry, Mapping) and entry.get("name") in names)]
+    return replace(config, value=[*config.value, *added])
 
 
 def _nested(flat: Iterable[tuple[str, Any]]) -> dict[str, Any]:
@@ -286,6 +304,17 @@ def save_edited(settings: Settings, changes: Mapping[str, Any]) -> Settings:
         return load(environ, root)
 
 
+def edited(settings: Settings, key: str) -> Any:
+    """What edited.toml itself says for `key`, None where it says nothing. Raises SettingsError."""
+    if settings._remembered is None:
+        return None
+    problems: list[Problem] = []
+    found = _read(*settings._remembered, problems).edited.get(key)
+    if problems:
+        raise SettingsError(problems)
+    return None if found is None else found.value
+
+
 def _changed(layers: _Layers, changes: Mapping[str, Any], problems: list[Problem]) -> dict[str, Entry]:
     stronger = {**layers.config, **layers.environment}
     edited = dict(layers.edited)
@@ -294,7 +323,7 @@ def _changed(layers: _Layers, changes: Mapping[str, Any], problems: list[Problem
         for name, item in [(key, None)] if value is None else _flat(_nested([(key, value)])):
             entry = Entry(item, "edited.toml", "change")
             problem = _key_problem(name, entry, True) if not (item is None and name in TABLES) else None
-            wins = next((entry for other, entry in stronger.items() if _under(other, name)), None)
+            wins = next((entry for other, entry in stronger.items() if _under(other, name) and other not in MERGED), None)
             if problem is None and wins:
                 problem = Problem("change", name, "a change", f"no change here, because {wins.origin} wins: change it there")
             if problem:
@@ -310,7 +339,7 @@ def _under(name: str, key: str) -> bool:
 
 def _write(layers: _Layers, valid: Settings) -> None:
     # A key that a stronger source decides keeps what the file had; the others are written as validated.
-    decided = layers.config.keys() | layers.environment.keys()
+    decided = layers.config.keys() | layers.environment.keys() | set(MERGED)
     flat = ((key, entry.value if key in decided else value_of(valid, key)) for key, entry in layers.edited.items())
     tree = _nested((key, list(value) if isinstance(value, tuple) else value) for key, value in flat if value is not None)
     path = layers.data_dir / "edited.toml"

@@ -18,7 +18,7 @@ import random
 import sys
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -166,7 +166,7 @@ def main(arguments: Sequence[str]) -> int:
     import_torch()  # first, so that every library in this process has the same OpenMP setting
     folder = weights_folder()
     alone = ("--reranker", "none")
-    commands = {
+    commands: dict[str, Callable[[int], list[str]]] = {
         "plain": lambda port: plain(port, folder),
         "infinity": lambda port: infinity(port, folder),
         "ours fp32": lambda port: ours(port, "fp32", *alone),

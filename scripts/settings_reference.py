@@ -10,7 +10,7 @@ import tomli_w
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from settings import SECRETS, Row, Settings, reference  # noqa: E402
+from settings import MERGED, SECRETS, Row, Settings, reference  # noqa: E402
 
 INTRODUCTION = """\
 # Settings
@@ -29,6 +29,30 @@ An empty environment variable counts as unset. An empty text in a file unsets an
 at the folder of `settings.py`. Unknown keys, and unknown variables that start with `RAGDECK_`, are refused with the
 nearest known name. Without `MILVUS_URI`, `MILVUS_HOST` and `MILVUS_PORT` (19530) make the Milvus address.
 """
+WATCHED = """
+# Changes of alert rules, by id (see the page Alerts).
+# [alerts.rules.gpu-hot]
+# warn = 80
+
+# A machine to watch over SSH; nothing is installed there. `python -m collectors test gpu-box` tries it.
+# [[machines]]
+# name = "gpu-box"
+# address = "203.0.113.7"
+# user = "ubuntu"
+# key = "~/.ssh/id_ed25519"
+# units = ["gpu-server.service"]
+
+# A service to probe: http, gpu_server, openai-chat, openai-embeddings, rerank, whisper, ocr, milvus, redis, postgres, tcp.
+# [[services]]
+# name = "vllm"
+# kind = "openai-chat"
+# url = "http://203.0.113.7:8001"
+
+# A Prometheus server with node_exporter, dcgm-exporter or vLLM in it.
+# [[prometheus]]
+# name = "fleet"
+# url = "http://203.0.113.9:9090"
+"""
 OPENING = "# Copy to {name}. Every line shows a default or an example; remove the # in front of those you change.\n"
 
 
@@ -37,7 +61,7 @@ def _default(row: Row) -> str:
         return "unset"
     if isinstance(row.default, str) and "\n" in row.default:
         return "below"
-    if isinstance(row.default, tuple):
+    if row.default in ((), {}):
         return "none"
     return f"`{str(row.default).lower() if isinstance(row.default, bool) else row.default}`"
 
@@ -46,7 +70,7 @@ def markdown() -> str:
     """The text of docs/settings.md."""
     parts, rows = [INTRODUCTION], reference()
     for table in dict.fromkeys(row.key.rpartition(".")[0] for row in rows):
-        title = f"\n## `[{table}]`\n" if table else "\n## Places\n"
+        title = f"\n## `[{table}]`\n" if table else "\n## Places, and what is watched\n"
         parts += [title, _about(table), "| key | environment | default | meaning |\n|---|---|---|---|\n"]
         for row in rows:
             if row.key.rpartition(".")[0] == table:
@@ -69,6 +93,8 @@ def example_toml() -> str:
     """The text of dashboard.example.toml: every key, commented out, with its default."""
     parts, table = [OPENING.format(name="dashboard.toml") + "# Secrets are better kept in .env or the environment.\n"], ""
     for row in reference()[2:]:
+        if row.key in MERGED or row.key == "alerts.rules":
+            continue
         above, _, name = row.key.rpartition(".")
         if above != table:
             table = above
@@ -76,7 +102,7 @@ def example_toml() -> str:
             parts.append(f"\n{'# ' if table == 'milvus.mapping' else ''}[{table}]\n")
         value = "" if row.default in (None, "required") else list(row.default) if isinstance(row.default, tuple) else row.default
         parts.append(f"# {row.meaning}\n# {tomli_w.dumps({name: value})}")
-    return "".join(parts)
+    return "".join([*parts, WATCHED])
 
 
 def example_env() -> str:

@@ -313,7 +313,7 @@ def fill_history(history: History, at: float, seconds: float = 5400.0, every: fl
         wave = (1 + math.sin(now / 400)) / 2
         quick = (1 + math.sin(now / 90)) / 2
         found = {"cpu.busy_ratio": 0.1 + 0.6 * wave * quick, "cpu.iowait_ratio": 0.05 * quick, "memory.used_bytes": (9 + wave) * GIB,
-                 "load.per_core_15m": 0.4 + wave, "disk.nvme0n1.busy_ratio": 0.3 * quick, "filesystem./.used_ratio": 0.7 + 0.01 * wave,
+                 "load.per_core_15m": 0.4 + wave, f"disk.{EVIL}.busy_ratio": 0.2 * wave, "disk.nvme0n1.busy_ratio": 0.3 * quick, "filesystem./.used_ratio": 0.7 + 0.01 * wave,
                  "interface.ens4.received_bytes_per_second": 2e6 * quick, "interface.ens4.sent_bytes_per_second": 4e5 * wave}  # fmt: skip
         for index in range(8):
             found |= {f"gpu.{index}.utilization_ratio": min(1.0, 0.2 + 0.1 * index * wave), f"gpu.{index}.memory_used_bytes": (30 + index) * GIB,

@@ -1,0 +1,141 @@
+"""What is watched comes from settings, can be changed on a page, survives, and never holds up the process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rag.errors import RagError
+from runtime import Runtime
+from settings import SettingsError, load
+
+PATIENCE = 30.0
+FOREVER = "http://127.0.0.1:9/nothing"
+
+
+def settings_of(tmp_path: Path, toml: str = "", **environ: str) -> Any:
+    (tmp_path / "dashboard.toml").write_text(toml, encoding="utf-8")
+    return load({"RAGDECK_DATA": str(tmp_path / "data"), **environ}, tmp_path)
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Any:
+    made: list[Runtime] = []
+
+    def build(toml: str = "", **environ: str) -> Runtime:
+        made.append(Runtime(settings_of(tmp_path, toml, **environ)))
+        return made[-1]
+
+    yield build
+    for each in made:
+        each.stop()
+
+
+def names(runtime: Runtime) -> list[str]:
+    return [machine.name for machine in runtime.sweep.snapshot().machines]
+
+
+def test_this_machine_is_always_watched_and_its_history_kept(make: Any) -> None:
+    runtime = make()
+    runtime.deployment.start()
+    assert runtime.sweep.wait_for(lambda now: now.machine("local") is not None and now.machine("local").state == "ok", PATIENCE)
+
+    def kept() -> bool:
+        return any(metric == "memory.used_ratio" for _, metric in runtime.history.series("local"))
+
+    assert runtime.sweep.wait_for(lambda _: kept(), PATIENCE)
+
+
+def test_services_of_the_settings_are_probed_and_their_failure_is_an_alert(make: Any) -> None:
+    runtime = make(f'[[services]]\nname = "reranker"\nkind = "rerank"\nurl = "{FOREVER}"\nliveness_every_seconds = 1\n')
+    runtime.deployment.start()
+    assert runtime.sweep.wait_for(lambda _: any(alert.rule == "reranker-down" for alert in runtime.alerts.active()), PATIENCE)
+    alert = runtime.alerts.active()[0]
+    assert (alert.source, alert.level) == ("reranker", "critical") and "RERANKER_ENABLED" in alert.next_step
+
+
+@pytest.mark.parametrize(
+    ("toml", "message"),
+    [
+        ('[[machines]]\nname = "db"\n', r"machines\[1\] \(db\): address is missing"),
+        ('[[machines]]\nname = "db"\naddress = "h"\nprot = 3\n', "there is no setting 'prot'"),
+        ('[[services]]\nname = "x"\nkind = "htpp"\nurl = "http://h"\n', r"services\[1\] \(x\): kind is 'htpp'"),
+        ("[alerts.rules.gpu-hott]\nwarn = 3\n", "no rule 'gpu-hott'"),
+        ('[alerts.rules.gpu-hot]\nwarn = "hot"\n', "warn of rule gpu-hot is 'hot'"),
+    ],
+)
+def test_entries_that_cannot_be_are_refused_by_name(make: Any, toml: str, message: str) -> None:
+    with pytest.raises(RagError, match=message):
+        make(toml)
+
+
+def test_two_of_one_name_and_secrets_in_the_wrong_file(make: Any, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="`name` of their own"):
+        settings_of(tmp_path, '[[services]]\nname = "a"\n[[services]]\nname = "a"\n')
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "edited.toml").write_text('[[machines]]\nname = "a"\naddress = "h"\npassphrase = "hunter2"\n')
+    with pytest.raises(SettingsError, match="secrets only in") as problem:
+        settings_of(tmp_path)
+    assert "hunter2" not in str(problem.value)
+
+
+def test_secrets_of_entries_show_nowhere_and_reach_the_prober(make: Any) -> None:
+    runtime = make(
+        f'[[services]]\nname = "a"\nkind = "http"\nurl = "{FOREVER}"\napi_key = "hunter2-key"\nheaders = {{ X = "hunter2-x" }}\n'
+    )
+    settings = runtime.settings
+    assert "hunter2" not in repr(settings) + str(settings.masked()) + repr(runtime.deployment._inventory)
+    service = runtime.deployment._inventory.services[0].service
+    assert service.api_key == "hunter2-key" and service.headers == {"X": "hunter2-x"}
+
+
+def test_a_machine_added_on_a_page_is_watched_at_once_and_after_a_restart(make: Any, tmp_path: Path) -> None:
+    toml = '[[machines]]\nname = "gpu-a"\naddress = "192.0.2.1"\n'
+    runtime = make(toml)
+    runtime.add_machine({"name": "gpu-b", "address": "192.0.2.2", "host_key_policy": "strict"})
+    assert names(runtime) == ["local", "gpu-a", "gpu-b"]
+    assert names(make(toml)) == ["local", "gpu-a", "gpu-b"]
+    for entry, message in (
+        ({"name": "gpu-a", "address": "h"}, "gpu-a is watched already"),
+        ({"name": "gpu-c"}, "address is missing"),
+        ({"name": "gpu-c", "address": "h", "colour": "red"}, "no setting 'colour'"),
+    ):
+        with pytest.raises(RagError, match=message):
+            runtime.add_machine(entry)
+    with pytest.raises(SettingsError, match="a secret"):
+        runtime.add_machine({"name": "gpu-c", "address": "h", "passphrase": "hunter2"})
+    assert names(runtime) == ["local", "gpu-a", "gpu-b"]
+    runtime.add_machine({"name": "gpu-b", "address": "192.0.2.3"})  # corrects itself
+    assert [view.address for view in runtime.sweep.snapshot().machines][2] == "192.0.2.3"
+
+
+def test_rules_are_changed_kept_and_given_back(make: Any) -> None:
+    runtime = make()
+
+    def hot(of: Runtime) -> Any:
+        return next(rule for rule in of.alerts.rules if rule.id == "gpu-hot")
+
+    runtime.change_alert_rules({"gpu-hot": {"warn": 70.0, "warn_clear": 60.0, "critical": None}})
+    runtime.change_alert_rules({"gpu-hot": {"warn": None}})
+    assert (hot(runtime).warn, hot(runtime).warn_clear) == (None, 60.0) == (hot(make()).warn, hot(make()).warn_clear)
+    for changes, message in (({"gpu-hott": {}}, "no alert rule"), ({"gpu-hot": {"warn": "x"}}, "not a number")):
+        with pytest.raises(RagError, match=message):
+            runtime.change_alert_rules(changes)
+    runtime.change_alert_rules({"gpu-hot": {"warn": 85, "warn_clear": 80}})
+    assert hot(runtime).warn == 85 and "gpu-hot" not in runtime.settings.alerts.rules
+
+
+def test_files_that_cannot_be_opened_are_said_and_stop_nothing(make: Any, tmp_path: Path) -> None:
+    (tmp_path / "data" / "history.db").mkdir(parents=True)
+    runtime = make()
+    assert "history.db cannot be opened" in runtime.status().notices[0]
+    runtime.deployment.start()
+    assert runtime.sweep.wait_for(lambda _: bool(runtime.history.series("local")), PATIENCE)
+
+
+def test_a_bad_notification_url_is_refused_without_being_shown(make: Any) -> None:
+    with pytest.raises(RagError) as problem:
+        make(RAGDECK_NOTIFY="nonsense://hunter2")
+    assert "hunter2" not in str(problem.value) and problem.value.kind == "bad_input"
