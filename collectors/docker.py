@@ -21,7 +21,8 @@ _FORMAT = (
     ',"started":{{json .State.StartedAt}},"finished":{{json .State.FinishedAt}}'
     ',"health":{{if .State.Health}}{{json .State.Health.Status}}{{else}}null{{end}}}'
 )
-COMMAND = f"""docker=docker; command -v docker >/dev/null 2>&1 || {{ command -v podman >/dev/null 2>&1 && docker=podman; }}
+_FIND = "docker=docker; command -v docker >/dev/null 2>&1 || { command -v podman >/dev/null 2>&1 && docker=podman; }"
+COMMAND = f"""{_FIND}
 printf 'now %s\\n' "$(date +%s)"
 if ids=$($docker ps --all --quiet --no-trunc 2>&1); then
   printf 'answered\\n'
@@ -47,7 +48,7 @@ def logs(container: str, count: int = 50) -> str:
     """The command for the last lines of a container's log. Raises ValueError for what is no container's name."""
     if not CONTAINER_NAME.fullmatch(container):
         raise ValueError(f"not the name of a container: {container!r}")
-    return f"docker logs --tail {int(count)} --timestamps {shlex.quote(container)} 2>&1"
+    return f"{_FIND}; $docker logs --tail {int(count)} --timestamps {shlex.quote(container)} 2>&1"
 
 
 def parse(text: str) -> Containers:

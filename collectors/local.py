@@ -17,7 +17,10 @@ REAP_SECONDS = 1.0
 
 
 class LocalShell:
-    """Each command is a process group of its own, killed as a whole when its time is over."""
+    """Each command is a process group of its own, killed as a whole when its time is over, or at `close`."""
+
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[bytes]] = set()
 
     def run(self, command: str, timeout: float) -> Output:
         """See `Shell.run`."""
@@ -30,17 +33,21 @@ class LocalShell:
             start_new_session=True,
             env={**os.environ, "LC_ALL": "C"},
         )
+        self._running.add(process)
         try:
             stdout, stderr = _read(process, command, started + timeout)
             status = process.wait(max(0.0, started + timeout - time.monotonic()))
         except subprocess.TimeoutExpired:
             raise _timed_out(command, timeout) from None
         finally:
+            self._running.discard(process)
             _end(process)
         return Output(stdout, stderr, status if status >= 0 else 128 - status, time.monotonic() - started)
 
     def close(self) -> None:
-        """Nothing is kept open."""
+        """Kill what runs: its callers get what it printed so far, and the status of a killed command."""
+        for process in list(self._running):
+            _kill(process)
 
 
 def _read(process: subprocess.Popen[bytes], command: str, deadline: float) -> tuple[str, str]:
@@ -70,13 +77,17 @@ def _read(process: subprocess.Popen[bytes], command: str, deadline: float) -> tu
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Kill what is left of the group. A process in uninterruptible sleep is not waited for: it dies when it wakes."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
+    _kill(process)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(REAP_SECONDS)
     for stream in (process.stdout, process.stderr):
         if stream is not None:
             stream.close()
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _timed_out(command: str, timeout: float) -> TimedOut:

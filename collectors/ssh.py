@@ -267,7 +267,8 @@ class ChannelStream:
 
     def send(self, data: bytes, timeout: float) -> None:
         self._channel.settimeout(timeout)
-        self._channel.sendall(data)
+        with _gone_is_an_os_error():
+            self._channel.sendall(data)
 
     def receive(self, timeout: float) -> bytes:
         self._channel.settimeout(max(0.001, timeout))
@@ -275,7 +276,17 @@ class ChannelStream:
         return data
 
     def close(self) -> None:
-        self._channel.close()
+        with contextlib.suppress(EOFError):
+            self._channel.close()
+
+
+@contextlib.contextmanager
+def _gone_is_an_os_error() -> Iterator[None]:
+    """paramiko raises EOFError, which is no OSError, when the connection below has ended."""
+    try:
+        yield
+    except EOFError as error:
+        raise ConnectionResetError("the connection has ended") from error
 
 
 class _Errors:

@@ -121,7 +121,9 @@ def show_log(chosen: str, lines: int) -> None:
     except (KeyError, ValueError) as error:
         st.html(cards.note("warn", escape(error)))
     else:
-        st.code(machine_view.log_text(text) or "The log holds no line.", language=None, height=360, wrap_lines=True)
+        shown = machine_view.log_text(text) or "The log holds no line."
+        height: int | str = 380 if shown.count("\n") > 18 else "content"
+        st.code(shown, language=None, height=height, wrap_lines=True)
 
 
 def heading(view: MachineView) -> None:

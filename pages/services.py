@@ -11,7 +11,7 @@ from collectors.services import ProbeKind
 from collectors.views import ServiceView, Snapshot
 from ui import alerts_view, cards, charts, services_view, trend
 from ui.cached import kept_points, now, the_runtime, zone
-from ui.format import escape, plain_markdown, plural
+from ui.format import escape, plain_markdown, plural, time_html
 from ui.gauges import age, card_title, said
 from ui.links import page
 
@@ -81,7 +81,7 @@ def probe(service: str, kind: ProbeKind) -> None:
         except KeyError:
             st.html(cards.note("warn", "This service is watched no more."))
             return
-    st.session_state["probed"] = result
+    st.session_state["probed"] = result, now()
 
 
 def probe_buttons(snapshot: Snapshot) -> None:
@@ -95,9 +95,9 @@ def probe_buttons(snapshot: Snapshot) -> None:
 
 def show_probed() -> None:
     if "probed" in st.session_state:
-        result = st.session_state["probed"]
+        result, at = st.session_state["probed"]
         with st.container(border=True, gap="small"):
-            st.html(card_title(f"Probe of {result.service}, just now"))
+            st.html(card_title(f"Probe of {result.service}", time_html(at, now(), zone())))
             st.html(services_view.probe(result, result.probe, ""))
 
 
@@ -109,7 +109,7 @@ def one(view: ServiceView) -> None:
         st.html(f'<h1 class="rd-plain rd-question">{escape(view.name)}</h1>')
         if st.button("Probe now", key="probe", type="primary", help=HELP):
             probe(view.name, "functional")
-    if "probed" in st.session_state and st.session_state["probed"].service == view.name:
+    if "probed" in st.session_state and st.session_state["probed"][0].service == view.name:
         show_probed()
     st.fragment(live_one, run_every=REFRESH_SECONDS)()
     with st.container(border=True, gap="small"):

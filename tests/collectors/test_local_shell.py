@@ -6,6 +6,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,15 @@ def test_a_flood_is_cut_off() -> None:
     with pytest.raises(OutputTooLarge):
         LocalShell().run("while :; do echo yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy; done >&2", 60)
     assert set(os.listdir("/proc/self/fd")) <= before
+
+
+def test_close_kills_what_runs() -> None:
+    """A hung `docker` or `df` must not outlive the sweep."""
+    shell = LocalShell()
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(shell.run, "echo begun; sleep 1000", 900.0)
+        deadline = time.monotonic() + 20
+        while not running.done() and time.monotonic() < deadline:
+            shell.close()
+            time.sleep(0.01)
+        assert running.result(1).exit_status == 137

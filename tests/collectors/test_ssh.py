@@ -12,7 +12,7 @@ import pytest
 
 from collectors import disks, proc
 from collectors.errors import CollectorError, ConnectionLost, OutputTooLarge, ShellUnusable, TimedOut
-from collectors.ssh import SshShell
+from collectors.ssh import ChannelStream, SshShell
 from tests.collectors.sshd import Sshd, eventually
 
 
@@ -246,3 +246,22 @@ def test_many_connections_leave_no_thread(sshd: Sshd) -> None:
         shell.close()
     assert eventually(lambda: threading.active_count() <= before)
     assert eventually(lambda: sshd.left() == [])
+
+
+def test_a_connection_that_ended_is_an_error_of_the_system() -> None:
+    """paramiko's own EOFError is none, and would be taken for a defect of ours."""
+
+    class EndedChannel:  # a fake of paramiko's channel whose transport is gone
+        def settimeout(self, seconds: float) -> None:
+            """Takes any."""
+
+        def sendall(self, data: bytes) -> None:
+            raise EOFError
+
+        def close(self) -> None:
+            raise EOFError
+
+    stream = ChannelStream(EndedChannel())
+    with pytest.raises(ConnectionResetError):
+        stream.send(b"1 fast\n", 1.0)
+    stream.close()
