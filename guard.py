@@ -212,6 +212,8 @@ def _refusal(policy: Policy, scope: Scope, headers: Headers) -> Response | None:
     """What is wrong with the request whoever sends it; for another site's preflight the answer to it."""
     host = headers.get("host", "")
     name = _host_name(host)
+    if len(headers.getlist("host")) > 1:  # one of them would be checked and the other believed
+        return _error(400, "bad_input", "the request names two hosts", "Send one Host header.")
     if not policy.host_allowed(name):
         return _error(421, "authentication", f"this server is not {name!r}", "Add the name to server.allowed_hosts.")
     if not policy.client_allowed(scope.get("client")):

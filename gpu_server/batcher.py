@@ -6,6 +6,7 @@ of what a model computes: texts are token ids, results are whatever the forward 
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 import time
@@ -13,7 +14,7 @@ import traceback
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from gpu_server.batch_queue import BatchQueue
 from gpu_server.errors import BadInput, EngineError, ForwardFailed
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 MAX_QUEUE_TEXTS = 8192  # a lane: four of the largest requests (2,048 texts); at 500 tokens a text 150 MB of ids
 MAX_BATCH_TOKENS = 16384
 TARGET_BATCH_SECONDS = 0.1  # how long a query waits at most for the batch in flight, where a single text does not take longer
+
+EXIT_SECONDS = 5.0
 
 R = TypeVar("R")
 Forward = Callable[[Sequence[Encoded], frozenset[VectorKind]], Sequence[R | ForwardFailed]]
@@ -105,6 +108,20 @@ class _Counts:
             )
 
 
+_batchers: weakref.WeakSet[Batcher[Any]] = weakref.WeakSet()
+_threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_all() -> None:
+    """End the workers before the interpreter does: a thread that it cuts off inside torch, or while it lets go of its model,
+    ends the process with abort()."""
+    for batcher in list(_batchers):
+        batcher.stop(drain=False, timeout=EXIT_SECONDS)
+    for thread in list(_threads):  # of batchers that nobody held any more
+        thread.join(EXIT_SECONDS)
+
+
 class Batcher(Generic[R]):
     """A queue and, for each of `forwards`, a thread that runs it; the threads start with the first request.
 
@@ -132,6 +149,7 @@ class Batcher(Generic[R]):
             for number, forward in enumerate(forwards)
         ]
         weakref.finalize(self, self._queue.close)
+        _batchers.add(self)
 
     def submit(
         self,
@@ -199,6 +217,7 @@ class _Worker(Generic[R]):
             if self._thread is None or not self._thread.is_alive():
                 name = f"batcher {self._queue.name} {self._number}"
                 self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+                _threads.add(self._thread)
                 self._thread.start()
 
     def join(self, timeout: float) -> bool:

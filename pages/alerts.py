@@ -160,7 +160,7 @@ def notifications() -> None:
             st.html(
                 cards.empty(
                     "Alerts are shown here only.",
-                    "The section [alerts] of dashboard.toml takes addresses: mail, Slack, Telegram, webhooks and more.",
+                    "Set alerts.notify in dashboard.toml, or RAGDECK_NOTIFY: mail, Slack, Telegram, webhooks and more.",
                 )
             )
             return

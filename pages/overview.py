@@ -63,6 +63,8 @@ def live() -> None:
 
 
 st.title("Overview")
+for notice in runtime.deployment.problems:
+    st.html(cards.note("warn", escape(notice)))
 st.fragment(live, run_every=REFRESH_SECONDS)()
 with st.container(horizontal=True, gap="small"):
     st.page_link(page("ask"), label="Ask")

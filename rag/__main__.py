@@ -136,6 +136,7 @@ def _evaluate(given: argparse.Namespace) -> int:
         )
     finally:
         built.close()
+        built.pool.stop()
     if given.json:
         print(json.dumps(result))
         return 0

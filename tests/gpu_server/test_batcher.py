@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import random
+import subprocess
 import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -627,3 +629,18 @@ def test_the_recent_rate_forgets_what_is_long_over():
     assert recent.rates(110.0) == (200.0, 0.1)
     assert recent.rates(100.5 + WINDOW_SECONDS + 2.0)[0] == pytest.approx(1000 / WINDOW_SECONDS)
     assert recent.rates(1000.0) == (0.0, 0.0)
+
+
+def test_a_process_ends_well_whose_model_is_let_go_of_at_the_last_moment() -> None:
+    """A worker that the interpreter cuts off inside torch ends the process with abort()."""
+    code = (
+        "from gpu_server import makers\n"
+        "from gpu_server.model_pool import ModelPool\n"
+        "def run():\n"
+        "    embedder = ModelPool().add_embedder('starter', makers.embedder('starter', 'cpu', 'auto'))\n"
+        "    embedder.embed(['text'] * 64)\n"
+        "run()\n"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -17,6 +17,7 @@ from collectors.alerts import Alerts, Observation
 from collectors.connection_test import StepResult
 from collectors.errors import TimedOut
 from collectors.history import History, Sample
+from collectors.notify import Notifier
 from collectors.readings import (
     Container,
     Containers,
@@ -41,6 +42,8 @@ from collectors.rules import rules
 from collectors.services import Latency, ProbeKind, ProbeResult, ServiceKind
 from collectors.views import MachineView, Part, Problem, ServiceState, ServiceView, Snapshot
 from collectors.vllm_metrics import Engine
+from deployment import alert_rules
+from settings import Settings
 
 CAPTURES = Path(__file__).parents[1] / "collectors" / "data" / "nvidia_smi"
 EVIL = '"><img src=x onerror=alert(1)>'
@@ -286,9 +289,6 @@ class FakeSweep:
     def burst(self, seconds: float) -> None:
         """A query runs: nothing is read here."""
 
-    def stop(self, timeout: float = 5.0) -> bool:
-        return True
-
 
 def connection_steps() -> tuple[StepResult, ...]:
     return (
@@ -372,15 +372,33 @@ def raise_alerts(alerts: Alerts, at: float) -> None:
     alerts.acknowledge(hot.id)
 
 
-def fake_deployment(runtime: Any, folder: Path, at: float) -> FakeSweep:
-    """Put a fake sweep, and a history and alerts of its own, in the place of a runtime's. The caller stops what was there."""
-    from collectors.notify import Notifier
+class FakeDeployment:
+    """What a runtime needs of a `Deployment`: the fake sweep, and a real history and real alerts, filled beforehand."""
 
-    runtime.sweep = fake_sweep(at)
-    runtime.history = History(folder / "fake-history.db")
-    runtime.alerts = Alerts(folder / "fake-alerts.db", rules({}))
-    runtime.notifier = Notifier([])
-    fill_history(runtime.history, at)
-    raise_alerts(runtime.alerts, at)
-    runtime.alerts.use(rules({}))
-    return runtime.sweep  # type: ignore[no-any-return]
+    def __init__(self, folder: Path, at: float) -> None:
+        self.problems: list[str] = []
+        self.sweep = fake_sweep(at)
+        self.history = History(folder / "fake-history.db")
+        self.alerts = Alerts(folder / "fake-alerts.db", rules({}))
+        self.notifier = Notifier([])
+        fill_history(self.history, at)
+        raise_alerts(self.alerts, at)
+        self.alerts.use(rules({}))
+
+    def start(self) -> None:
+        """Everything is read already."""
+
+    def stop(self) -> None:
+        self.alerts.close()
+        self.history.close()
+
+    def apply(self, settings: Settings) -> None:
+        """The rules are put in force; the machines stay as they are."""
+        self.alerts.use(alert_rules(settings))
+
+
+def fake_deployment(runtime: Any, folder: Path, at: float) -> FakeDeployment:
+    """Put a fake in the place of a runtime's deployment, which is stopped."""
+    runtime.deployment.stop()
+    runtime.deployment = FakeDeployment(folder, at)
+    return runtime.deployment  # type: ignore[no-any-return]

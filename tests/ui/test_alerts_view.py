@@ -100,7 +100,7 @@ def test_the_csv_has_times_in_utc_and_no_formulas() -> None:
 
 
 def test_rules_that_are_not_edited_change_nothing() -> None:
-    for known in (DEFAULTS, rules({"cpu-busy": {"warn": 0.123456, "for_seconds": 1.5}, "gpu-hot": {"enabled": False}})):
+    for known in (DEFAULTS, rules({"cpu-busy": {"warn": 0.8765432, "for_seconds": 1.5}, "gpu-hot": {"enabled": False}})):
         assert alerts_view.changes(known, alerts_view.rule_rows(known)) == {}
 
 

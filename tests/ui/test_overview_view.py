@@ -114,10 +114,6 @@ def test_services_with_what_they_take_or_how_they_are() -> None:
 def test_the_last_queries_with_their_slowest_stage() -> None:
     shown = text(overview_view.queries([ROW], NOW, UTC))
     assert shown == f"{EVIL} 9.80 s generate 5.90 s (60 %) 12 s ago"
-    failed = (
-        replace(ROW, outcome="failed", content=False)
-        if hasattr(ROW, "__dataclass_fields__")
-        else ROW._replace(outcome="failed", content=False)
-    )
+    failed = replace(ROW, outcome="failed", content=False)
     assert "question not kept failed" in text(overview_view.queries([failed], NOW, UTC))
     assert overview_view.slowest(ROW) == ("generate", 5.9)
