@@ -95,7 +95,9 @@ def own_app(port: int, data: str) -> Iterator[str]:
 
 def everything(url: str, out: Path, fresh: bool, schemes: Sequence[str]) -> list[str]:
     complaints: list[str] = []
-    pages = {"ask": "/", "queries": "/queries", "knowledge": "/knowledge", "models": "/models", "query-unknown": "/query?id=none"}
+    names = ("overview", "alerts", "queries", "machines", "services", "models", "knowledge")
+    pages = {"ask": "/", **{name: f"/{name}" for name in names}}
+    pages |= {"machine-local": "/machine?name=local", "machine-unknown": "/machine", "query-unknown": "/query?id=none"}
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=ARGUMENTS)
         if fresh:

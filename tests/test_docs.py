@@ -57,7 +57,7 @@ def test_every_variable_in_the_readme_is_a_setting():
 
 
 def test_direct_dependencies_are_pinned():
-    for name in ("requirements.txt", "requirements-dev.txt"):
+    for name in ("requirements.txt", "requirements-remote.txt", "requirements-dev.txt"):
         for line in (ROOT / name).read_text(encoding="utf-8").splitlines():
             if line and not line.startswith(("#", "-r ")):
                 assert re.fullmatch(r"[\w.\[\]-]+==[\w.+]+", line), line

@@ -85,7 +85,8 @@ def grid(source: str, charts: Sequence[Chart], span: Range) -> None:
 
 def _lines(source: str, metrics: Sequence[str], chart: Chart, window: tuple[float, float]) -> list[Line]:
     found = [metric for metric in metrics if fnmatchcase(metric, chart.pattern)][:MAX_LINES]
-    lines = [Line(label(metric), kept_points(source, metric, *window)) for metric in found]
+    several = "*" in chart.pattern
+    lines = [Line(label(metric) if several else chart.name, kept_points(source, metric, *window)) for metric in found]
     return [line for line in lines if line.points]
 
 
