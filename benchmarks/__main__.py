@@ -1,4 +1,7 @@
-"""`python -m benchmarks` (or `make bench`): every benchmark, one after the other, results under benchmarks/results/."""
+"""`python -m benchmarks [MODULE…]` (or `make bench`): every benchmark, or those named, one after the other.
+
+Results go under benchmarks/results/, one file a day; those of modules that were not run today stay in it.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,35 @@ import json
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-MODULES = ("bench_path", "bench_traces", "bench_pages")
-PACKAGES = ("streamlit", "pymilvus", "milvus-lite", "torch", "transformers", "opentelemetry-sdk")
+MODULES = ("bench_path", "bench_traces", "bench_pages", "bench_engine", "bench_server")
+PACKAGES = (
+    "streamlit",
+    "pymilvus",
+    "milvus-lite",
+    "torch",
+    "transformers",
+    "FlagEmbedding",
+    "sentence-transformers",
+    "fastapi",
+    "opentelemetry-sdk",
+)
 RESULTS = Path(__file__).parent / "results"
 
 
-def main() -> int:
-    results: dict[str, Any] = {}
-    for module in MODULES:
+def main(names: Sequence[str]) -> int:
+    unknown = sorted(set(names) - set(MODULES))
+    if unknown:
+        print(f"no benchmark {unknown[0]!r}; there are {', '.join(MODULES)}", file=sys.stderr)
+        return 2
+    path = RESULTS / f"{datetime.now(UTC):%Y-%m-%d}-cpu.json"
+    results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["results"] if path.exists() else {}
+    for module in names or MODULES:
         print(f"== {module}", flush=True)
         done = subprocess.run([sys.executable, "-m", f"benchmarks.{module}"], stdout=subprocess.PIPE, text=True, check=False)
         print(done.stdout, end="")
@@ -27,7 +46,6 @@ def main() -> int:
         results[module] = json.loads(done.stdout.strip().splitlines()[-1])
     record = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "machine": _machine(), "results": results}
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{datetime.now(UTC):%Y-%m-%d}-cpu.json"
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     print(f"written to {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
     return 0
@@ -51,4 +69,4 @@ def _lines(path: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

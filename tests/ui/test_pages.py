@@ -163,6 +163,19 @@ def test_knowledge_takes_an_upload(app: AppTest, rt: runtime.Runtime) -> None:
     assert not app.exception and "1 added" in html(app) and len(rt.knowledge().documents) == 3
 
 
+def test_models_are_tried_and_loaded_anew_by_buttons(app: AppTest, rt: runtime.Runtime) -> None:
+    open_page(app, "models")
+    app.button(key="test-embedder").click().run(timeout=60)
+    assert "embedded one text in" in html(app) and "384 dimensions" in html(app)
+    before = next(model.runs for model in rt.status().models if model.kind == "embedder")
+    app.button(key="reload-embedder").click().run(timeout=90)
+    assert not app.exception and "all-MiniLM-L6-v2 in this process embedded one text" in html(app)
+    status = next(model for model in rt.status().models if model.kind == "embedder")
+    assert status.state == "warm" and status.runs > before
+    app.button(key="test-reranker").click().run(timeout=60)
+    assert "scored one pair in" in html(app)
+
+
 def test_models_shows_states_and_masked_settings(app: AppTest) -> None:
     open_page(app, "models")
     assert "No language model is configured" in html(app)
