@@ -66,7 +66,7 @@ def rerank_times(folder: Path, device: str, rounds: int) -> dict[str, Any]:
         result[f"{count}_candidates_ms"] = rounded({n: 1000 * s for n, s in interleaved(calls, rounds).items()}, 1)
     wanted = np.asarray(flag.compute_score(pairs))
     scores = {name: reranker.score(query, candidates).values for name, reranker in rerankers.items()}
-    result["kendall_tau"] = rounded({name: kendall_tau(wanted, values) for name, values in scores.items()})
+    result["kendall_tau_to_flagembedding_fp32"] = rounded({name: kendall_tau(wanted, values) for name, values in scores.items()})
     return result
 
 

@@ -7,6 +7,7 @@ import time
 
 import streamlit as st
 
+from collectors.history import Point
 from collectors.services import ProbeKind
 from collectors.views import ServiceView, Snapshot
 from ui import alerts_view, cards, charts, services_view, trend
@@ -21,13 +22,12 @@ runtime = the_runtime()
 name = st.query_params.get("name", "")
 
 
-def up(service: str, seconds: float) -> float | None:
-    """The share of the last seconds in which it was up."""
-    span = trend.Range(seconds, 300.0)
+def was_up(service: str, seconds: float) -> tuple[Point, ...]:
+    """Whether it was up in the last seconds; nothing when the history cannot be read."""
     try:
-        return services_view.uptime(kept_points(service, "service.up", *span.window(time.time())))
+        return kept_points(service, "service.up", *trend.Range(seconds, 60.0).window(time.time()))
     except sqlite3.Error:
-        return None
+        return ()
 
 
 def spark(view: ServiceView) -> str:
@@ -39,7 +39,7 @@ def live_list() -> None:
     views = sorted(snapshot.services, key=services_view.SORTS.get(sort, services_view.SORTS["as in the settings"]))
     with st.container(border=True, gap="small"):
         st.html(card_title(services_view.title(views)))
-        st.html(services_view.table(views, zone(), spark, lambda view: up(view.name, 86_400.0)))
+        st.html(services_view.table(views, zone(), spark, lambda view: services_view.uptime(was_up(view.name, 86_400.0))))
 
 
 def live_one() -> None:
@@ -47,7 +47,7 @@ def live_one() -> None:
     view = snapshot.service(name)
     if view is None:
         st.rerun()
-    uptimes = {word: services_view.uptime_text(up(name, seconds)) for word, seconds in services_view.UPTIMES.items()}
+    uptimes = services_view.uptimes(lambda seconds: was_up(name, seconds), time.time())
     alerts = [alert for alert in runtime.alerts.active() if alert.source == name]
     told = [alerts_view.line(alert, snapshot, now(), zone()) for alert in alerts]
     st.html(f'<div class="rd-stack">{"".join([services_view.header(view, uptimes, zone()), *told])}</div>')

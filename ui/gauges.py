@@ -45,13 +45,21 @@ def why(part: Part[Any] | None, otherwise: str) -> str:
     if part.value is None:
         return said(part.problem) if part.problem else "not read yet"
     faults: Iterable[Fault] = getattr(part.value, "faults", ())
-    return (
-        "; ".join(f"{fault.text}. {fault.next_step}" for fault in faults if fault.severity != "note" or part.absent) or otherwise
-    )
+    return "; ".join(said(fault) for fault in faults if fault.severity != "note" or part.absent) or otherwise
 
 
-def said(problem: Problem) -> str:
-    return f"{problem.text}. {problem.next_step}" if problem.next_step else problem.text
+def said(problem: Problem | Fault) -> str:
+    """What is wrong and what to do, as sentences."""
+    return f"{sentence(problem.text)} {problem.next_step}" if problem.next_step else problem.text
+
+
+def sentence(text: str) -> str:
+    return text if text.endswith((".", "?", "!", ":", "…")) else f"{text}."
+
+
+def nothing(reason: str) -> str:
+    """In the place of a whole table: the dash with its reason, which is said openly too."""
+    return f'<div class="rd">{unknown_html(reason)} <span class="rd-soft rd-plain" dir="auto">{escape(reason)}</span></div>'
 
 
 def shown(text: str, reason: str) -> str:

@@ -45,8 +45,7 @@ def table(view: MachineView, tones: Tones) -> str:
     part = view.gpus
     gpus = part.value.gpus if part and part.value else None
     if gpus is None:
-        reason = gauges.why(part, SILENT)
-        return f'<div class="rd">{unknown_html(reason)} <span class="rd-soft">{escape(reason)}</span></div>'
+        return gauges.nothing(gauges.why(part, SILENT))
     if not gpus:
         return cards.empty("The driver says that there is no GPU.", "If there is one: dmesg and lspci on the machine say more.")
     rows = [_row(gpu, tones) for gpu in gpus]

@@ -50,7 +50,7 @@ def faults(view: MachineView) -> str:
 
 def _fault(fault: Fault) -> str:
     subject = f"<strong>{escape(fault.subject)}</strong>: " if fault.subject else ""
-    return f"{subject}{escape(fault.text)}. <strong>Next:</strong> {escape(fault.next_step)}"
+    return f"{subject}{escape(gauges.sentence(fault.text))} <strong>Next:</strong> {escape(fault.next_step)}"
 
 
 # ------------------------------------------------------------------------------------------------------------- processor
@@ -65,7 +65,7 @@ def cpu(part: Part[Host] | None, tones: Tones) -> str:
     host = part.value if part else None
     reason = gauges.why(part, SILENT)
     if host is None or host.cpu is None:
-        return _line([("CPU", unknown_html(reason))])
+        return gauges.nothing(reason)
     if host.seconds is None:
         reason = "rates need two readings"
     found: Cpu = host.cpu
@@ -128,7 +128,7 @@ def memory(part: Part[Host] | None, tones: Tones) -> str:
     host = part.value if part else None
     reason = gauges.why(part, SILENT)
     if host is None or host.memory is None:
-        return _line([("memory", unknown_html(reason))])
+        return gauges.nothing(reason)
     found: Memory = host.memory
     no_swap = "the machine has no swap" if found.swap_total_bytes == 0 else reason
     swap = "–" if not found.swap_total_bytes else gauges.used_of(found.swap_used_bytes, found.swap_total_bytes)
@@ -174,7 +174,7 @@ def pressure(found: Sequence[Pressure] | None, part: Part[Host] | None) -> str:
 def filesystems(part: Part[Any] | None, tones: Tones) -> str:
     listed: Sequence[Filesystem] = (part.value.filesystems or ()) if part and part.value else ()
     if not listed:
-        return _line([("file systems", unknown_html(gauges.why(part, "none was listed")))])
+        return gauges.nothing(gauges.why(part, "none was listed"))
     rows = [
         [
             f'<span class="rd-plain">{escape(each.mount)}</span>{gauges.below(_device(each))}',
@@ -202,7 +202,7 @@ def disks(part: Part[Host] | None, tones: Tones) -> str:
     listed: Sequence[Disk] = (host.disks or ()) if host else ()
     reason = "rates need two readings" if host and host.seconds is None else gauges.why(part, SILENT)
     if not listed:
-        return _line([("disk I/O", unknown_html(gauges.why(part, "no disk was listed: a container sees none")))])
+        return gauges.nothing(gauges.why(part, "no disk was listed: a container sees none"))
     rows = [
         [
             escape(each.name),
@@ -231,7 +231,7 @@ def network(part: Part[Host] | None) -> str:
     listed: Sequence[Interface] = (host.interfaces or ()) if host else ()
     reason = "rates need two readings" if host and host.seconds is None else gauges.why(part, SILENT)
     if not listed:
-        return _line([("network", unknown_html(gauges.why(part, "no interface was listed")))])
+        return gauges.nothing(gauges.why(part, "no interface was listed"))
     rows = [
         [
             escape(each.name),
@@ -254,7 +254,7 @@ def network(part: Part[Host] | None) -> str:
 def processes(part: Part[Host] | None, by_memory: bool) -> str:
     host = part.value if part else None
     if host is None or host.processes is None:
-        return _line([("processes", unknown_html(gauges.why(part, "not read yet: every 10 s, twice for rates")))])
+        return gauges.nothing(gauges.why(part, "not read yet: every 10 s, twice for rates"))
 
     def size(each: Process) -> float:
         value = each.memory_bytes if by_memory else each.cpu_ratio
@@ -281,7 +281,7 @@ def processes(part: Part[Host] | None, by_memory: bool) -> str:
 def units(part: Part[Any] | None) -> str:
     listed: Sequence[Unit] | None = part.value.units if part and part.value else None
     if listed is None:
-        return _line([("units", unknown_html(gauges.why(part, "systemd did not answer")))])
+        return gauges.nothing(gauges.why(part, "systemd did not answer"))
     if not listed:
         return cards.empty(
             "No unit is watched, and none has failed.", "Name the units to watch in the machine's setting `units`."
@@ -314,7 +314,7 @@ def _unit_hover(unit: Unit) -> str:
 def containers(part: Part[Any] | None) -> str:
     listed: Sequence[Container] | None = part.value.containers if part and part.value else None
     if listed is None:
-        return _line([("containers", unknown_html(gauges.why(part, "Docker did not answer")))])
+        return gauges.nothing(gauges.why(part, "Docker did not answer"))
     if not listed:
         return cards.empty("Docker runs no container.", "Containers show up here as soon as one is created.")
     rows = [

@@ -47,7 +47,7 @@ def _of_alert(alert: Alert) -> Thing:
     about = alerts_view.subject(alert.metric)
     value = alerts_view.value_text(alert.value, alert.unit, alert.metric)
     title = f"{alert.title}: {value}" if value else alert.title
-    where = f"{alert.source} {about}".strip()
+    where = " · ".join(text for text in (f"{alert.source} {about}".strip(), alert.detail) if text)
     return Thing(alert.level, title, gauges.alert_url(alert.id), where, alert.next_step, alert.raised_at)
 
 

@@ -63,6 +63,20 @@ def uptime(points: Iterable[Point]) -> float | None:
     return sum(mean * count_ for mean, count_ in found) / samples if samples else None
 
 
+def uptimes(points_of: Callable[[float], Sequence[Point]], now: float) -> dict[str, str]:
+    """Uptime over a day, a week and a month; the longer spans only where the history reaches beyond the shorter ones.
+    `points_of(seconds)` gives the points of `service.up` of so long."""
+    found: dict[str, str] = {}
+    shorter = 0.0
+    for word, length in UPTIMES.items():
+        points = points_of(length)
+        if not points or points[0].at > now - shorter:
+            break
+        found[word] = uptime_text(uptime(points))
+        shorter = length
+    return found
+
+
 def uptime_text(ratio: float | None) -> str:
     """`100 %`, `99.95 %`: never rounded up to 100."""
     if ratio is None:

@@ -147,55 +147,72 @@ def headline(name: str, lines: Sequence[Line], unit: Unit) -> str:
 
 def options(lines: Sequence[Line], start: float, end: float, unit: Unit, top: float | None = None) -> dict[str, Any]:
     """What ECharts draws: means as lines; of a single line also the highest of each bucket, which a mean hides."""
-    series = [_series(line.name, line.points, unit, index, lambda point: point.mean) for index, line in enumerate(lines)]
+    scale = _scale(unit, max([top or 0.0, *(point.high for line in lines for point in line.points)]))
+    series = [_series(line.name, line.points, scale, index, lambda point: point.mean) for index, line in enumerate(lines)]
     if len(lines) == 1:
         series[0]["areaStyle"] = {"opacity": 0.12}
         if any(point.high > point.mean for point in lines[0].points):
-            faint = _series("highest", lines[0].points, unit, 1, lambda point: point.high)
+            faint = _series("highest", lines[0].points, scale, 1, lambda point: point.high)
             faint["lineStyle"] = {"width": 1, "opacity": 0.55}
             series.append(faint)
     return {
         "animation": False,
         "grid": {"left": 4, "right": 12, "top": 10, "bottom": 2, "containLabel": True},
         "legend": {"show": False},
-        "tooltip": {"trigger": "axis", "confine": True, "valueFormatter": _FORMATS[unit][1]},
+        "tooltip": {"trigger": "axis", "confine": True, "valueFormatter": scale.printf},
         "xAxis": {"type": "time", "min": start * 1000, "max": end * 1000, "splitLine": {"show": False}},
         "yAxis": {
             "type": "value",
             "min": 0,
             "splitNumber": 3,
-            "axisLabel": {"formatter": "{value}" + _FORMATS[unit][2]},
-            **({"max": _scaled(top, unit), "interval": _scaled(top, unit) / 2} if top else {}),
+            "axisLabel": {"formatter": f"{{value}} {scale.unit}".rstrip()},
+            **({"max": scale.of(top), "interval": scale.of(top) / 2} if top else {}),
         },
         "series": series,
     }
 
 
-# unit -> (divisor, printf format of the tooltip, suffix of the axis)
-_FORMATS: Mapping[Unit, tuple[float, str, str]] = {
-    "ratio": (0.01, "%.1f %%", " %"),
-    "bytes": (2**30, "%.2f GiB", " GiB"),
-    "bytes/s": (2**20, "%.2f MiB/s", " MiB/s"),
-    "celsius": (1, "%.0f °C", " °C"),
-    "watts": (1, "%.0f W", " W"),
-    "mhz": (1, "%.0f MHz", " MHz"),
-    "seconds": (0.001, "%.1f ms", " ms"),
-    "count": (1, "%.2f", ""),
-    "per_second": (1, "%.2f /s", " /s"),
+class _Scale(NamedTuple):
+    """How values of one chart are drawn: divided, with a unit, with so many digits in the tooltip."""
+
+    divisor: float
+    unit: str
+    digits: int
+
+    def of(self, value: float) -> float:
+        """Four significant digits: what is drawn needs no more, and is sent anew every few seconds."""
+        return float(f"{value / self.divisor:.4g}")
+
+    @property
+    def printf(self) -> str:
+        """For the tooltip."""
+        return f"%.{self.digits}f {self.unit.replace('%', '%%')}".rstrip()
+
+
+_SCALES: Mapping[Unit, tuple[_Scale, ...]] = {
+    "ratio": (_Scale(0.01, "%", 1),),
+    "bytes": tuple(_Scale(1024.0**power, name, 2) for power, name in enumerate(("B", "KiB", "MiB", "GiB", "TiB"))),
+    "bytes/s": tuple(_Scale(1024.0**power, f"{name}/s", 2) for power, name in enumerate(("B", "KiB", "MiB", "GiB"))),
+    "celsius": (_Scale(1, "°C", 0),),
+    "watts": (_Scale(1, "W", 0),),
+    "mhz": (_Scale(1, "MHz", 0),),
+    "seconds": (_Scale(0.001, "ms", 1), _Scale(1, "s", 2)),
+    "count": (_Scale(1, "", 2),),
+    "per_second": (_Scale(1, "/s", 2),),
 }
 
 
-def _scaled(value: float, unit: Unit) -> float:
-    """Four significant digits: what is drawn needs no more, and is sent anew every few seconds."""
-    return float(f"{value / _FORMATS[unit][0]:.4g}")
+def _scale(unit: Unit, highest: float) -> _Scale:
+    """The largest unit in which the highest value is at least one."""
+    return next((scale for scale in reversed(_SCALES[unit]) if highest >= scale.divisor), _SCALES[unit][0])
 
 
-def _series(name: str, points: Iterable[Point], unit: Unit, index: int, of: Callable[[Point], float]) -> dict[str, Any]:
+def _series(name: str, points: Iterable[Point], scale: _Scale, index: int, of: Callable[[Point], float]) -> dict[str, Any]:
     tone = _LINES[index % len(_LINES)]
     points = tuple(points)
     data: list[list[float | None]] = []
     for run in _runs(points, _step(points)):
-        data += [[point.at * 1000, _scaled(of(point), unit)] for point in run]
+        data += [[point.at * 1000, scale.of(of(point))] for point in run]
         data.append([run[-1].at * 1000 + 1, None])  # a gap is no line
     return {
         "type": "line",

@@ -62,6 +62,8 @@ def test_what_has_an_alert_is_not_told_twice_and_what_is_acknowledged_needs_nobo
     assert [thing.title for thing in overview_view.things(SNAPSHOT, [alert])].count("whisper fails") == 0
     assert len(overview_view.things(SNAPSHOT, [replace(alert, acknowledged_at=1.0)])) == 2
     assert overview_view.things(WELL, []) == []
+    (told,) = overview_view.things(WELL, [replace(SLOW, detail="0.84 s at the last probe")])
+    assert told.where == "rerank · 0.84 s at the last probe"
 
 
 def test_the_headline() -> None:

@@ -95,6 +95,18 @@ def test_uptime_by_samples_is_never_rounded_up() -> None:
     )
 
 
+def test_uptimes_of_longer_spans_need_a_longer_history() -> None:
+    day = 86_400.0
+
+    def since(first: float) -> dict[str, str]:
+        found = services_view.uptimes(lambda length: [Point(max(first, 100 * day - length), 1.0, 1, 1, 10)], 100 * day)
+        return found
+
+    assert since(100 * day - 60) == {"24 h": "100 %"}
+    assert list(since(97 * day)) == ["24 h", "7 d"] and list(since(10 * day)) == ["24 h", "7 d", "30 d"]
+    assert services_view.uptimes(lambda length: [], 0.0) == {}
+
+
 def test_one_probe_whole() -> None:
     shown = soup(services_view.probe(VIEWS["vllm"].functional.value, "functional", "")).get_text(" ", strip=True)
     assert shown.startswith("Does it work? works one token generated in 240 ms TTFT 190 ms") and "connect 12.0 ms" in shown

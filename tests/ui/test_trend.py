@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from bs4 import BeautifulSoup
 
 from collectors.history import Point
@@ -68,9 +69,28 @@ def test_the_headline_of_a_chart() -> None:
     assert "nothing was kept" in trend.headline("GPU", [Line("a", ())], "celsius")
 
 
+@pytest.mark.parametrize(
+    ("values", "unit", "axis", "tooltip", "drawn"),
+    [
+        ((500.0,), "bytes/s", "{value} B/s", "%.2f B/s", 500.0),
+        ((2.0 * 2**20,), "bytes/s", "{value} MiB/s", "%.2f MiB/s", 2.0),
+        ((0.25,), "seconds", "{value} ms", "%.1f ms", 250.0),
+        ((25.0,), "seconds", "{value} s", "%.2f s", 25.0),
+        ((0.5,), "ratio", "{value} %", "%.1f %%", 50.0),
+        ((0.0,), "bytes", "{value} B", "%.2f B", 0.0),
+    ],
+)
+def test_a_chart_chooses_the_unit_that_its_values_need(
+    values: tuple[float, ...], unit: trend.Unit, axis: str, tooltip: str, drawn: float
+) -> None:
+    options = trend.options([Line("x", points(*values))], 0, 60, unit)
+    assert (options["yAxis"]["axisLabel"]["formatter"], options["tooltip"]["valueFormatter"]) == (axis, tooltip)
+    assert options["series"][0]["data"][0][1] == drawn
+
+
 def test_values_in_the_units_of_charts() -> None:
     shown = [
         trend.text_of(value, unit) for value, unit in ((0.5, "ratio"), (2**30, "bytes/s"), (71.0, "celsius"), (0.02, "seconds"))
     ]
     assert shown == ["50 %", "1.00 GiB/s", "71.0 °C", "20.0 ms"]
-    assert {trend.text_of(None, unit) for unit in trend._FORMATS} == {"–"}
+    assert {trend.text_of(None, unit) for unit in trend._SCALES} == {"–"}
