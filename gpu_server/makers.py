@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from gpu_server import hub
-from gpu_server.devices import devices, import_torch
+from gpu_server.devices import devices
 from gpu_server.interfaces import ChatModel, Embedder, EmbeddingModel, Reranker, RerankModel
 
 STARTER = "starter"
@@ -24,7 +24,6 @@ def embedder(name: str, device: str, precision: str) -> Callable[[], EmbeddingMo
     _check(name)
 
     def make() -> EmbeddingModel:
-        import_torch()  # before transformers does: torch reads its OpenMP settings when it is first imported
         from gpu_server import starter
         from gpu_server.embedders import load
 
@@ -43,14 +42,10 @@ def reranker(name: str, device: str = "auto", precision: str = "auto") -> Callab
     _check(name)
 
     def make() -> RerankModel | Reranker:
-        if name == STARTER:  # arithmetic: it needs no torch
-            from gpu_server.starter import StarterReranker
-
-            return StarterReranker()
-        import_torch()
+        from gpu_server import starter
         from gpu_server.rerankers import load
 
-        return load(name, device, precision)
+        return starter.StarterReranker() if name == STARTER else load(name, device, precision)
 
     return make
 

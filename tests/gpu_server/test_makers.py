@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import threading
@@ -263,23 +262,3 @@ def test_a_seed_gives_the_same_model_in_every_process(tmp_path: Path, tiny_bge_m
     assert folders.embedder(str(tmp_path / "again")).hash8() == folders.embedder(str(tiny_bge_m3)).hash8()
     other = make_random_models.make("bge-m3", tmp_path / "other", seed=1)
     assert folders.embedder(str(other)).hash8() != folders.embedder(str(tiny_bge_m3)).hash8()
-
-
-def test_torch_is_first_imported_with_our_openmp_settings() -> None:
-    """transformers would import it without them, and every query would then wait for threads that sleep."""
-    code = (
-        "import os, sys\n"
-        "from gpu_server import makers\n"
-        "asked = []\n"
-        "class Watch:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name == 'torch':\n"
-        "            asked.append(os.environ.get('GOMP_SPINCOUNT'))\n"
-        "sys.meta_path.insert(0, Watch())\n"
-        "makers.embedder('starter', 'cpu', 'auto')()\n"
-        "print(asked)\n"
-    )
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environ, capture_output=True, text=True, timeout=120)
-    assert done.stdout.strip() == "['5000']", done.stderr
