@@ -443,7 +443,9 @@ def test_headers_are_a_table_of_secrets(tmp_path: Path) -> None:
     }
     assert settings.masked()["embeddings"]["headers"] == {"X-Team": "***", "Api-Key": "***"}
     assert "hunter2" not in repr(settings) + repr(settings.embeddings)
-    written = load({}, write(tmp_path, toml=HEADERS.replace("headers = {", "[embeddings.headers]\n").replace(", ", "\n").replace(" }", "")))
+    written = load(
+        {}, write(tmp_path, toml=HEADERS.replace("headers = {", "[embeddings.headers]\n").replace(", ", "\n").replace(" }", ""))
+    )
     assert written.embeddings == settings.embeddings
 
 
