@@ -8,7 +8,7 @@ come as metrics of 0 and 1 (`unit.NAME.failed`), so that there is one kind of ru
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -311,7 +311,3 @@ def _changed(rule: Rule, changes: Mapping[str, Any]) -> Rule:
             side = "above" if changed.above else "below"
             raise ValueError(f"{level}_clear of rule {rule.id} is {clear_at:g}, {side} {level} ({raise_at:g})")
     return changed
-
-
-def as_dict(rule: Rule) -> dict[str, Any]:
-    return {field.name: getattr(rule, field.name) for field in fields(rule)}
