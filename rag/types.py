@@ -119,7 +119,10 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """One span of a stage on the query's time axis; `start` counts from the query's start."""
+    """One span of a stage on the query's time axis; `start` counts from the query's start.
+
+    `facts` are what else the path learnt while it ran (docs/contracts.md lists them): work loads, retries, the store's state.
+    """
 
     stage: str
     start: float
@@ -127,6 +130,7 @@ class Interval:
     label: str
     split: Split
     cold: bool = False
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,12 +184,23 @@ class Tokens:
 
 
 @dataclass(frozen=True, slots=True)
+class HydeEffect:
+    """What the hypothesis changed, where the passages were searched with and without it. `shadow`: the search without it ran
+    after the answer, outside the total, only to know. `overlap` is the share of the first five that both have."""
+
+    changed_top: bool
+    overlap: float
+    shadow: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """One query and all that is known of it. `id` has 32 hex digits, sorts by time, and is also the trace id, except where
     the query joined a caller's trace.
 
     `ttft_seconds` counts from the request to the language model to its first answer token, `first_token_seconds` from the
-    question.
+    question. `origin` is who asked: `ask` (a page), `api`, `cli`, `measure` (replay, load test: left out of what is usual), or
+    `otlp:NAME` for a query that another program answered and told us of.
     """
 
     id: str
@@ -207,6 +222,8 @@ class Answer:
     prompt: tuple[Mapping[str, str], ...] = ()
     hyde_text: str | None = None
     finish_reason: str | None = None
+    origin: str = "ask"
+    hyde_effect: HydeEffect | None = None
 
     @property
     def cold(self) -> bool:
@@ -237,6 +254,7 @@ class Answer:
                 ),
                 "tokens": _known(Tokens, known.get("tokens") or {}),
                 "options": _known(Options, known.get("options") or {}),
+                "hyde_effect": _known(HydeEffect, effect) if (effect := known.get("hyde_effect")) else None,
                 "prompt": tuple(known.get("prompt", ())),
             }
         )
