@@ -211,9 +211,16 @@ class Llm(Section):
     hyde_max_tokens: int = setting(160, "Longest HyDE passage, in tokens.", answer=True, ge=1, le=8192)
     context_tokens: int = setting(6000, "Room for passages in the prompt, in tokens.", answer=True, ge=100, le=2_000_000)
     timeout_seconds: Seconds = setting(120.0, "Deadline of one generation, in seconds.")
+    retries: int = setting(2, "Further attempts when the server is busy (429, 502, 503) before its answer begins.", ge=0, le=10)
     answer_prompt: AnswerPrompt = setting(ANSWER_PROMPT, "Prompt of the answer, with `{question}` and `{passages}`.", answer=True)
     hyde_prompt: HydePrompt = setting(HYDE_PROMPT, "Prompt of HyDE, with `{question}`.", answer=True)
     default_hyde: Literal["off", "on", "auto"] = setting("auto", "HyDE for queries that do not say.", answer=True)
+    shadow_ratio: float = setting(
+        0.2,
+        "Share of HyDE queries that are searched once more without it, after the answer, to know what it changed.",
+        ge=0,
+        le=1,
+    )
 
 
 class Ingest(Section):
@@ -238,6 +245,8 @@ class Traces(Section):
     otlp_endpoint: HttpUrl | None = setting(None, "OTLP collector that spans are sent to.", "OTEL_EXPORTER_OTLP_ENDPOINT")
     capture_content: bool = setting(True, "Keep questions, passages and answers in traces.", "RAGDECK_CAPTURE_CONTENT")
     keep_days: int | None = setting(None, "Days until traces are deleted; unset keeps them.", ge=1, le=36_500)
+    receive: bool = setting(True, "Take spans of other RAG programs at POST /v1/traces (OTLP/HTTP).")
+    receive_spans_per_minute: int = setting(60_000, "Spans of other programs taken a minute; more are refused (429).", ge=1)
 
 
 class Redis(Section):

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -122,15 +123,8 @@ class Models:
 
 def build(settings: Settings, pool: ModelPool) -> Models:
     """Raises RagError for a model that no maker knows, or one that needs torch where torch is not installed."""
-    enabled = settings.reranker.enabled
-    far_embedder, far_reranker = _remote_embedder(settings), _remote_reranker(settings) if enabled else None
-    try:
-        embedder = far_embedder or _local_embedder(settings, pool)
-        reranker = far_reranker or (_local_reranker(settings, pool) if enabled else None)
-    except makers.UnknownModel as problem:
-        raise RagError(
-            str(problem), kind="model", next_step="Change models.embedder or models.reranker in the settings."
-        ) from None
+    embedder, far_embedder = embedder_of(settings, pool)
+    reranker, far_reranker = reranker_of(settings, pool) if settings.reranker.enabled else (None, None)
     remote = tuple(model for model in (far_embedder, far_reranker) if model is not None)
     caches: dict[str, CachedEmbedder | CachedReranker] = {}
     if far_embedder is None or settings.embeddings.base_url:
@@ -138,6 +132,30 @@ def build(settings: Settings, pool: ModelPool) -> Models:
     if reranker and not reranker.uses_route_scores and (far_reranker is None or settings.reranker.api_url):
         reranker = caches["reranker"] = CachedReranker(reranker, _score_store(settings))
     return Models(embedder, reranker, _local_chat(settings, pool), pool, remote, caches)
+
+
+def embedder_of(settings: Settings, pool: ModelPool) -> tuple[Embedder, RemoteEmbedder | None]:
+    """The embedder without a cache, and once more where it is a client to be closed. Raises as `build` does."""
+    far = _remote_embedder(settings)
+    with _known():
+        return far or _local_embedder(settings, pool), far
+
+
+def reranker_of(settings: Settings, pool: ModelPool) -> tuple[Reranker, RemoteReranker | None]:
+    """As `embedder_of`."""
+    far = _remote_reranker(settings)
+    with _known():
+        return far or _local_reranker(settings, pool), far
+
+
+@contextmanager
+def _known() -> Iterator[None]:
+    try:
+        yield
+    except makers.UnknownModel as problem:
+        raise RagError(
+            str(problem), kind="model", next_step="Change models.embedder or models.reranker in the settings."
+        ) from None
 
 
 def _score_store(settings: Settings) -> ScoreStore:

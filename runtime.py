@@ -414,7 +414,7 @@ def _remote_chat(settings: Settings) -> ChatModel | None:
     if not llm.base_url:
         return None
     key = llm.api_key.get_secret_value() if llm.api_key else None
-    return OpenAIChat(llm.base_url, llm.model, key, llm.timeout_seconds)
+    return OpenAIChat(llm.base_url, llm.model, key, llm.timeout_seconds, llm.retries)
 
 
 def _store(settings: Settings, url: str | None) -> Store:

@@ -1,7 +1,8 @@
 """Alerts: rules applied to each sweep's metrics; raised, worse, better, acknowledged, resolved, with times, kept in SQLite.
 
 Knows no collector and no page: it is given `Observation`s and says what changed. A metric that is missing this time changes
-nothing (a machine that cannot be read has an alert of its own); a source that is watched no more has its alerts resolved.
+nothing (a machine that cannot be read has an alert of its own); what is `Gone` for good, and a source that is watched no more,
+have their alerts ended, with the reason.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from collectors.rules import ORDER, Level, Rule
 
@@ -22,6 +23,9 @@ log = logging.getLogger(__name__)
 
 Change = Literal["raised", "worse", "better", "resolved"]
 KEEP_SECONDS = 90 * 86_400.0
+BACK = "back to normal"
+UNWATCHED = "watched no more"
+RULE_OFF = "its rule is off"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +39,18 @@ class Observation:
     details: Mapping[str, str] = field(default_factory=dict)
 
 
+class Gone(NamedTuple):
+    """A metric of a source that is no more: its alerts end for this reason, with the last value they had."""
+
+    source: str
+    metric: str
+    reason: str
+
+
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """One alert from raising to resolution; times are Unix seconds. `value` is the last, `worst` the worst seen."""
+    """One alert from raising to resolution; times are Unix seconds. `value` is the last, `worst` the worst seen; `ended` says why
+    it is over (`back to normal`, `no longer measured`), None while it is not."""
 
     id: int
     rule: str
@@ -53,6 +66,7 @@ class Alert:
     unit: str
     acknowledged_at: float | None = None
     resolved_at: float | None = None
+    ended: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -110,7 +124,7 @@ class Alerts:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._connection = sqlite3.connect(path, timeout=5.0, isolation_level=None, check_same_thread=False)
         self._connection.execute("PRAGMA journal_mode = WAL")
-        self._connection.execute(_SCHEMA)
+        _prepare(self._connection)
         self._rules = rules
         self._tracks: dict[tuple[str, str, str], _Track] = {}
         self._active = {(alert.rule, alert.source, alert.metric): alert for alert in self._select("resolved_at IS NULL")}
@@ -126,10 +140,14 @@ class Alerts:
             self._rules = rules
             self._tracks.clear()
 
-    def evaluate(self, observations: Iterable[Observation], watched: Iterable[str] | None = None) -> list[Event]:
-        """Apply the rules. `watched` are the sources that still exist; alerts of others are resolved. Returns what changed."""
+    def evaluate(
+        self, observations: Iterable[Observation], watched: Iterable[str] | None = None, gone: Iterable[Gone] = ()
+    ) -> list[Event]:
+        """Apply the rules. `watched` are the sources that still exist; alerts of others, and on what is `gone`, are ended.
+        Returns what changed."""
         with self._lock:
             events = [event for observation in observations for event in self._observe(observation)]
+            events += self._gone(gone)
             events += self._orphans(set(watched) if watched is not None else None)
             self._keep(events)
             return events
@@ -172,22 +190,29 @@ class Alerts:
         active = _with_value(active, value, rule.above)
         if level == "ok":
             del self._active[key]
-            return Event("resolved", replace(active, resolved_at=seen.at))
+            return Event("resolved", replace(active, resolved_at=seen.at, ended=BACK))
         change: Change = "worse" if ORDER.index(level) > ORDER.index(active.level) else "better"
         # an alert that got worse is news again, whoever has seen the milder one
         acknowledged = active.acknowledged_at if change == "better" else None
         self._active[key] = replace(active, level=level, acknowledged_at=acknowledged)
         return Event(change, self._active[key])
 
+    def _gone(self, gone: Iterable[Gone]) -> list[Event]:
+        reasons = {(each.source, each.metric): each.reason for each in gone}
+        keys = [key for key in self._active if key[1:] in reasons]
+        return [self._end(key, reasons[key[1:]]) for key in keys]
+
     def _orphans(self, watched: set[str] | None) -> list[Event]:
         """Alerts of sources that are watched no more, and of rules that are off."""
         enabled = {rule.id for rule in self._rules if rule.enabled}
-        gone = [
-            key
-            for key, alert in self._active.items()
-            if alert.rule not in enabled or watched is not None and alert.source not in watched
-        ]
-        return [Event("resolved", replace(self._active.pop(key), resolved_at=self._clock())) for key in gone]
+        off = [key for key in self._active if key[0] not in enabled]
+        left = [key for key in self._active if watched is not None and key[1] not in watched and key[0] in enabled]
+        return [self._end(key, RULE_OFF) for key in off] + [self._end(key, UNWATCHED) for key in left]
+
+    def _end(self, key: tuple[str, str, str], reason: str) -> Event:
+        """Without its track: should the metric come back, it is judged anew."""
+        self._tracks.pop(key, None)
+        return Event("resolved", replace(self._active.pop(key), resolved_at=self._clock(), ended=reason))
 
     def _keep(self, events: Iterable[Event]) -> None:
         try:
@@ -248,10 +273,18 @@ def _with_value(alert: Alert, value: float, above: bool) -> Alert:
     return replace(alert, value=value, worst=worst)
 
 
+def _prepare(connection: sqlite3.Connection) -> None:
+    """Make the table, or add the column that files of older versions lack."""
+    connection.execute(_SCHEMA)
+    if "ended" not in {row[1] for row in connection.execute("PRAGMA table_info(alerts)")}:
+        connection.execute("ALTER TABLE alerts ADD COLUMN ended TEXT")
+
+
 _COLUMNS = tuple(Alert.__dataclass_fields__)
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS alerts (id INTEGER PRIMARY KEY, rule TEXT, title TEXT, source TEXT, metric TEXT, level TEXT,"
-    " value REAL, worst REAL, raised_at REAL, detail TEXT, next_step TEXT, unit TEXT, acknowledged_at REAL, resolved_at REAL)"
+    " value REAL, worst REAL, raised_at REAL, detail TEXT, next_step TEXT, unit TEXT, acknowledged_at REAL, resolved_at REAL,"
+    " ended TEXT)"
 )
 _INSERT = f"INSERT INTO alerts ({', '.join(_COLUMNS)}) VALUES (NULL{', :' + ', :'.join(_COLUMNS[1:])})"
 _UPDATE = f"UPDATE alerts SET {', '.join(f'{name} = :{name}' for name in _COLUMNS[1:])} WHERE id = :id"

@@ -1,7 +1,7 @@
 """Numbers that alerts and history need and readings do not have: states as 0 and 1, what is missing, what is left. Pure.
 
 Which names there are is said by the rules (`rules.DEFAULTS`); a test makes each of them appear. What a fault says goes to the
-details. `kept` chooses what goes into the history, `watched` what the rules look at, `cleared` ends alerts whose metric is gone.
+details. `kept` chooses what goes into the history, `watched` what the rules look at, `gone` names alerts whose metric is no more.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
 
-from collectors.alerts import Alert
+from collectors.alerts import Alert, Gone
 from collectors.machines import PartName
 from collectors.readings import Containers, Fault, Filesystems, Gpus, Host, Record, Units, metrics
 from collectors.rules import DEFAULTS
@@ -22,7 +22,10 @@ ROOM_FROM_BYTES = 20 * 1024**3  # 5 GiB left is little only where there was much
 FAULT_LEVELS = {"warning": 1.0, "critical": 2.0}
 # These have rules of their own, by the metric that the fault was found from.
 COVERED_FAULTS = frozenset({"unit_failed", "container_unhealthy", "ecc_uncorrected", "row_remap_failed"})
-FAR = 1e18  # a value that is low enough for nobody: it clears alerts on low values
+NOT_MEASURED = "no longer measured"
+NOT_REPORTED = "no longer reported"
+# Of these there is no number where the file system cannot fill up: it has been full since it was made.
+FILLING = ("used_ratio", "inodes_used_ratio")
 
 # What charts show, by kind of metric. The rest can be had from a reading, and 90 days of it would fill disks.
 KEPT: Mapping[str, frozenset[str]] = {
@@ -70,7 +73,7 @@ def numbers(reading: Record, expected_gpus: int | None = None) -> Numbers:
     else:
         found |= metrics(reading)
     if isinstance(reading, Filesystems):
-        found |= _room(reading)
+        found = _without_full_by_nature(reading, found) | _room(reading)
     elif isinstance(reading, Units):
         found |= _failed_units(reading, details)
     elif isinstance(reading, Containers):
@@ -97,8 +100,9 @@ def fault_numbers(faults: Iterable[Fault], details: dict[str, str]) -> dict[str,
 
 
 def collection(failing: bool, age_seconds: float | None, seconds: float | None, problem: str = "") -> Numbers:
-    """How well a machine can be read: `age_seconds` of its oldest reading, `seconds` that the slowest fast one took."""
-    values = {"failing": float(failing), "age_seconds": age_seconds, "seconds": seconds}
+    """How well a machine can be read: `age_seconds` of its oldest reading, `seconds` that the slowest fast one took. Of one that
+    cannot be read at all neither says anything more: one thing, one alert."""
+    values = {"failing": float(failing)} | ({} if failing else {"age_seconds": age_seconds, "seconds": seconds})
     found = {f"collection.{name}": value for name, value in values.items() if value is not None}
     return Numbers(found, {"collection.failing": problem} if failing else {})
 
@@ -148,15 +152,17 @@ _PARTS: Mapping[str, PartName] = {
 }
 
 
-def cleared(active: Iterable[Alert], known: Mapping[str, float], is_readable: Callable[[str], bool]) -> dict[str, float]:
-    """Values that end alerts on metrics that are no more: a unit that was removed, a fault that is not reported any longer.
+def gone(active: Iterable[Alert], known: Mapping[str, float], is_readable: Callable[[str], bool]) -> list[Gone]:
+    """The metrics of active alerts that are no more: a unit that was removed, a fault that is not reported any longer.
 
     `known` are the source's metrics now. `is_readable(metric)` says whether it would be among them if it were there: what cannot
     be read now may still be wrong.
     """
-    above = {rule.id: rule.above for rule in DEFAULTS}
-    gone = (alert for alert in active if alert.metric not in known and is_readable(alert.metric))
-    return {alert.metric: 0.0 if above.get(alert.rule, True) else FAR for alert in gone}
+    return [
+        Gone(alert.source, alert.metric, NOT_REPORTED if alert.metric.startswith("fault.") else NOT_MEASURED)
+        for alert in active
+        if alert.metric not in known and is_readable(alert.metric)
+    ]
 
 
 def absent(part: PartName, reading: Record) -> bool:
@@ -170,11 +176,16 @@ def _load(host: Host) -> dict[str, float]:
     return {"load.per_core_15m": host.load.average_15m / cores} if host.load is not None and cores else {}
 
 
+def _without_full_by_nature(reading: Filesystems, found: Mapping[str, float]) -> dict[str, float]:
+    fixed = {f"filesystem.{each.mount}.{name}" for each in reading.filesystems or () if not each.can_fill for name in FILLING}
+    return {name: value for name, value in found.items() if name not in fixed}
+
+
 def _room(reading: Filesystems) -> dict[str, float]:
     return {
         f"filesystem.{each.mount}.room_bytes": float(each.available_bytes)
         for each in reading.filesystems or ()
-        if each.available_bytes is not None and each.total_bytes is not None and each.total_bytes >= ROOM_FROM_BYTES
+        if each.can_fill and each.available_bytes is not None and (each.total_bytes or 0) >= ROOM_FROM_BYTES
     }
 
 

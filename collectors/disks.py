@@ -8,6 +8,7 @@ device (bind mounts) count once, under the path that was mounted first. Paths ma
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 from collectors.readings import Fault, Filesystem, Filesystems
 from collectors.texts import count, cut, lines, ratio
@@ -73,29 +74,40 @@ def parse(text: str) -> Filesystems:
     mounts = parse_mounts(sections.get("mounts", ""))
     if "space" not in sections or not mounts:
         return Filesystems(None, (Fault("mounts_missing", cut(text), "Is it Linux, and may this user read /proc/mounts?"),))
-    types = {mount: kind for _, mount, kind in mounts}
+    mounted = {mount.path: mount for mount in mounts}
     space, inodes = _rows(sections["space"]), _rows(sections.get("inodes", ""))
     if not space and sections["space"].strip():
         return Filesystems(None, (_complaint(sections["space"]),))
-    found = _once_each_device([_filesystem(row, inodes.get(mount), types.get(mount)) for mount, row in space.items()])
+    found = _once_each_device([_filesystem(row, inodes.get(path), mounted.get(path)) for path, row in space.items()])
     network = [
-        Filesystem(cut(mount), cut(device), kind, None, None, None, None)
-        for device, mount, kind in mounts
-        if kind in NETWORK_TYPES
+        Filesystem(cut(mount.path), cut(mount.device), mount.type, None, None, None, None, read_only=mount.read_only)
+        for mount in mounts
+        if mount.type in NETWORK_TYPES
     ]
     faults = [_complaint(line) for line in lines(sections["space"]) if line.startswith("df: ")]
     faults += [_unmeasured(filesystem) for filesystem in network]
     return Filesystems((*found, *network), tuple(faults))
 
 
-def parse_mounts(text: str) -> list[tuple[str, str, str]]:
-    """(device, mount, type) of each line of /proc/mounts; the last mount on a path is the one that is seen."""
-    found: dict[str, tuple[str, str, str]] = {}
+class Mount(NamedTuple):
+    """A line of /proc/mounts. `read_only` is None where the line says nothing of it."""
+
+    device: str
+    path: str
+    type: str
+    read_only: bool | None
+
+
+def parse_mounts(text: str) -> list[Mount]:
+    """Each line of /proc/mounts; the last mount on a path is the one that is seen."""
+    found: dict[str, Mount] = {}
     for line in lines(text):
         words = line.split(" ")
         if len(words) >= 3:
-            device, mount, kind = (_unescape(word) for word in words[:3])
-            found[mount] = (device, mount, cut(kind, 40))
+            device, path, kind = (_unescape(word) for word in words[:3])
+            options = words[3].split(",") if len(words) > 3 else []
+            read_only = True if "ro" in options else False if "rw" in options else None
+            found[path] = Mount(device, path, cut(kind, 40), read_only)
     return list(found.values())
 
 
@@ -108,7 +120,7 @@ def _rows(text: str) -> dict[str, re.Match[str]]:
     return {match[6]: match for match in matches if match}
 
 
-def _filesystem(space: re.Match[str], inodes: re.Match[str] | None, kind: str | None) -> Filesystem:
+def _filesystem(space: re.Match[str], inodes: re.Match[str] | None, mount: Mount | None) -> Filesystem:
     total, used, available = (_bytes(space[index]) for index in (2, 3, 4))
     writable = None if used is None or available is None else used + max(0, available)  # negative: into the reserve of root
     files_total = count(inodes[2]) if inodes else None
@@ -116,7 +128,7 @@ def _filesystem(space: re.Match[str], inodes: re.Match[str] | None, kind: str | 
     return Filesystem(
         mount=cut(space[6]),
         device=cut(space[1]),
-        type=kind,
+        type=mount.type if mount else None,
         total_bytes=total,
         used_bytes=used,
         available_bytes=None if available is None else max(0, available),
@@ -124,6 +136,7 @@ def _filesystem(space: re.Match[str], inodes: re.Match[str] | None, kind: str | 
         inodes_total=files_total or None,
         inodes_used=files_used,
         inodes_used_ratio=ratio(files_used, files_total),
+        read_only=mount.read_only if mount else None,
     )
 
 

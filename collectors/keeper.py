@@ -13,8 +13,8 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from collectors.alerts import Alert, Alerts, Observation
-from collectors.derived import cleared, kept, watched
+from collectors.alerts import Alert, Alerts, Gone, Observation
+from collectors.derived import gone, kept, watched
 from collectors.history import History, Sample
 from collectors.notify import Notifier
 
@@ -81,8 +81,8 @@ class Keeper:
     ) -> None:
         seen = [Observation(each.source, each.kind, each.at, watched(each.metrics), each.details) for each in observations]
         try:
-            seen += self._endings(alerts.active(), sources)
-            events = alerts.evaluate(seen, sources if complete else None)
+            ended = self._gone(alerts.active(), sources)
+            events = alerts.evaluate(seen, sources if complete else None, ended)
             self._prune(alerts)
         except sqlite3.Error as error:
             log.warning("alerts could not be kept: %s", error)
@@ -90,15 +90,13 @@ class Keeper:
         if self._notifier is not None and events:
             self._notifier.send(events)
 
-    def _endings(self, active: list[Alert], sources: dict[str, tuple[str, Known]]) -> list[Observation]:
-        """Observations that end alerts on metrics that are no more."""
-        found = []
+    @staticmethod
+    def _gone(active: list[Alert], sources: dict[str, tuple[str, Known]]) -> list[Gone]:
+        found: list[Gone] = []
         for name in dict.fromkeys(alert.source for alert in active):
             if name in sources:
-                kind, source = sources[name]
-                values = cleared([each for each in active if each.source == name], source.known(), source.is_readable)
-                if values:
-                    found.append(Observation(name, kind, self._clock(), values))
+                _, source = sources[name]
+                found += gone([each for each in active if each.source == name], source.known(), source.is_readable)
         return found
 
     def _prune(self, alerts: Alerts) -> None:

@@ -127,24 +127,30 @@ class MachineWatch:
 
     def observation(self) -> Observation:
         """How well the machine can be read, now."""
+        return self._observation(self._collection())
+
+    def _collection(self) -> Numbers:
         now = self._around.monotonic()
         with self._lock:
             known = {part: memory for part, memory in self._parts.items() if not memory.absent}
             ages = [now - (self._since if memory.read_at is None else memory.read_at) for memory in known.values()]
             fast = [memory.seconds for part, memory in known.items() if part in FAST and memory.seconds is not None]
             problem = f"{self._problem.text} ({self._problem.next_step})" if self._problem else ""
-            found = collection(self._problem is not None, max(ages, default=None), max(fast, default=None), problem)
-        return self._observation(found)
+            return collection(self._problem is not None, max(ages, default=None), max(fast, default=None), problem)
 
     def known(self) -> dict[str, float]:
-        """All metrics of the last reading of each part."""
+        """All metrics of the last reading of each part, and how well it can be read."""
+        how = self._collection().metrics
         with self._lock:
-            return {name: value for found in self._numbers.values() for name, value in found.metrics.items()}
+            return {name: value for found in self._numbers.values() for name, value in found.metrics.items()} | dict(how)
 
     def is_readable(self, metric: str) -> bool:
         """Whether a metric would be known if there were one: its part was read at the last try, and was there to read. For a
-        fault the trying is enough, and where it is not known what part it came from, the trying of all."""
+        fault the trying is enough, and where it is not known what part it came from, the trying of all. An alert on how old
+        readings are stays while there are none."""
         with self._lock:
+            if metric.startswith("collection."):
+                return self._problem is None
             part = part_of(metric) or self._origins.get(metric)
             wanted = [part] if part in self._parts else [] if part else list(self._parts)
             memories = [self._parts[each] for each in wanted]

@@ -117,7 +117,8 @@ def message(events: Sequence[Event], link: str | None = None) -> tuple[str, str,
     for event in events:
         alert = event.alert
         detail = f" {alert.detail}" if alert.detail else ""
-        lines.append(f"{alert.level.upper()} {alert.title} on {alert.source}: {_WORDS[event.change]} ({alert.metric}).{detail}")
+        word = _WORDS[event.change] + (f", {alert.ended}" if event.change == "resolved" and alert.ended else "")
+        lines.append(f"{alert.level.upper()} {alert.title} on {alert.source}: {word} ({alert.metric}).{detail}")
         if event.change != "resolved":
             lines.append(f"  Next: {alert.next_step}")
     open_events = [event for event in events if event.change != "resolved"]

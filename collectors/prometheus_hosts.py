@@ -8,7 +8,7 @@ from collectors.readings import Cpu, Disk, Filesystem, Filesystems, Host, Interf
 from collectors.vllm_metrics import Row
 
 MEMORY = ("MemTotal", "MemAvailable", "MemFree", "Cached", "Buffers", "SwapTotal", "SwapFree")
-FILESYSTEM = ("size_bytes", "free_bytes", "avail_bytes", "files", "files_free")
+FILESYSTEM = ("size_bytes", "free_bytes", "avail_bytes", "files", "files_free", "readonly")
 GAUGES = (
     "node_load1",
     "node_load5",
@@ -97,7 +97,10 @@ def filesystems(gauges: Iterable[Row]) -> Filesystems:
         if mount is not None and (mount == "/" or labels.get("fstype") not in NO_FILESYSTEMS):
             found.setdefault(mount, {})[name.removeprefix("node_filesystem_")] = number
             about[mount] = labels
-    return Filesystems(tuple(_filesystem(mount, value, about[mount]) for mount, value in sorted(found.items())))
+    first: dict[str, str] = {}  # device -> the shortest path: bind mounts count once
+    for mount in sorted(found, key=lambda mount: (len(mount), mount)):
+        first.setdefault(about[mount].get("device") or mount, mount)
+    return Filesystems(tuple(_filesystem(mount, found[mount], about[mount]) for mount in sorted(first.values())))
 
 
 def _filesystem(mount: str, value: Mapping[str, float], labels: Mapping[str, str]) -> Filesystem:
@@ -105,6 +108,7 @@ def _filesystem(mount: str, value: Mapping[str, float], labels: Mapping[str, str
     inodes, inodes_free = _whole(value.get("files")), _whole(value.get("files_free"))
     used = None if total is None or free is None else total - free
     inodes_used = None if not inodes or inodes_free is None else inodes - inodes_free
+    read_only = value.get("readonly")
     return Filesystem(
         mount=mount,
         device=labels.get("device", ""),
@@ -116,6 +120,7 @@ def _filesystem(mount: str, value: Mapping[str, float], labels: Mapping[str, str
         inodes_total=inodes or None,
         inodes_used=inodes_used,
         inodes_used_ratio=None if inodes_used is None else _share(inodes_used, inodes),
+        read_only=None if read_only is None else read_only > 0,
     )
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 Severity = Literal["critical", "warning", "note"]
+IMAGE_TYPES = frozenset({"squashfs", "fuse.squashfuse", "fuse.snapfuse", "iso9660", "udf", "erofs", "cramfs", "romfs"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +176,8 @@ class Host(Record):
 
 @dataclass(frozen=True, slots=True)
 class Filesystem(Record):
-    """`available_bytes` is what an ordinary user may still write; `used_ratio` is used / (used + available), as `df` shows."""
+    """`available_bytes` is what an ordinary user may still write; `used_ratio` is used / (used + available), as `df` shows.
+    `read_only` is how it is mounted."""
 
     kind: ClassVar[str] = "filesystem"
     key: ClassVar[str] = "mount"
@@ -190,6 +192,12 @@ class Filesystem(Record):
     inodes_total: int | None = None
     inodes_used: int | None = None
     inodes_used_ratio: float | None = None
+    read_only: bool | None = None
+
+    @property
+    def can_fill(self) -> bool:
+        """False for images that are full from the day they are made, and for what nobody can write to."""
+        return self.type not in IMAGE_TYPES and not self.read_only
 
 
 @dataclass(frozen=True, slots=True)

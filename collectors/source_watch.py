@@ -82,19 +82,22 @@ class SourceWatch:
         """How well each machine is read, now."""
         at = self._around.clock()
         with self._lock:
-            problem, age = self._memory.problem, self._memory.age(self._around.monotonic())
             readings = list((self._memory.value or {}).values())
+        return [_observation(reading.name, at, self._collection(reading)) for reading in readings]
+
+    def _collection(self, reading: MachineReading) -> Numbers:
+        with self._lock:
+            problem, age = self._memory.problem, self._memory.age(self._around.monotonic())
         said = f"{problem.text} ({problem.next_step})" if problem else ""
-        return [
-            _observation(reading.name, at, collection(problem is not None, _sum(reading.age_seconds, age), None, said))
-            for reading in readings
-        ]
+        return collection(problem is not None, _sum(reading.age_seconds, age), None, said)
 
     def known(self, name: str) -> dict[str, float]:
-        """All metrics of a machine's last reading."""
+        """All metrics of a machine's last reading, and how well it can be read."""
         with self._lock:
-            found = self._numbers.get(name)
-        return {} if found is None else dict(found.metrics)
+            found, reading = self._numbers.get(name), (self._memory.value or {}).get(name)
+        if found is None or reading is None:
+            return {}
+        return dict(found.metrics) | dict(self._collection(reading).metrics)
 
     def is_readable(self, name: str) -> bool:
         """Whether the last answer was good and complete for a machine: what is not in it then is no more."""

@@ -267,7 +267,7 @@ class CachedEmbedder:
         return Embeddings(
             dense=np.stack([row.vectors.dense for row in rows]),
             sparse=tuple(sparse) if len(sparse) == len(rows) else None,
-            timing=_total(call.timings),
+            timing=Timing.total(call.timings),
             tokens=call.tokens,
             truncated=sum(row.truncated for row in rows),
             late=tuple(late) if len(late) == len(rows) else None,
@@ -437,16 +437,3 @@ def _is_kept(texts: Sequence[str], kind: TextKind, caches: CacheMode) -> bool:
 
 def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")  # a lone surrogate is a text like any other here
-
-
-def _total(timings: Sequence[Timing]) -> Timing:
-    networks = [timing.network for timing in timings if timing.network is not None]
-    return Timing(
-        load=sum(timing.load for timing in timings),
-        queue=sum(timing.queue for timing in timings),
-        tokenize=sum(timing.tokenize for timing in timings),
-        compute=sum(timing.compute for timing in timings),
-        network=sum(networks) if networks else None,
-        cold=any(timing.cold for timing in timings),
-        network_estimated=any(timing.network_estimated for timing in timings),
-    )

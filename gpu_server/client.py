@@ -154,7 +154,7 @@ class RemoteReranker:
             parts = [self._request(served, query, share, deadline, caches) for share in shares(texts, size)]
         return Scores(
             np.concatenate([part.values for part in parts]),
-            _sum([part.timing for part in parts]),
+            Timing.total([part.timing for part in parts]),
             truncated=sum(part.truncated for part in parts),
             tokens=sum(part.tokens for part in parts),
             cached=sum(part.cached for part in parts),
@@ -213,21 +213,8 @@ def _joined(parts: Sequence[Embeddings]) -> Embeddings:
     return Embeddings(
         np.concatenate([part.dense for part in parts]),
         tuple(sparse) if all(part.sparse is not None for part in parts) else None,
-        _sum([part.timing for part in parts]),
+        Timing.total([part.timing for part in parts]),
         tokens=sum(part.tokens for part in parts),
         truncated=sum(part.truncated for part in parts),
         cached=sum(part.cached for part in parts),
-    )
-
-
-def _sum(timings: Sequence[Timing]) -> Timing:
-    networks = [timing.network for timing in timings if timing.network is not None]
-    return Timing(
-        load=sum(timing.load for timing in timings),
-        queue=sum(timing.queue for timing in timings),
-        tokenize=sum(timing.tokenize for timing in timings),
-        compute=sum(timing.compute for timing in timings),
-        network=sum(networks) if networks else None,
-        cold=any(timing.cold for timing in timings),
-        network_estimated=any(timing.network_estimated for timing in timings),
     )

@@ -164,7 +164,7 @@ def waited(this: Round, others: Sequence[Timing]) -> Timing:
     """The seconds of this round that were not the model's for this call: others' load first, the rest is queueing."""
     own = this.timing
     seconds = time.perf_counter() - this.started
-    seconds = max(0.0, seconds - (own.load + own.queue + own.tokenize + own.compute + (own.network or 0.0)))
+    seconds = max(0.0, seconds - (own.load + own.queue + own.tokenize + own.compute + (own.network or 0.0) + own.waited))
     load = min(seconds, max((timing.load for timing in others), default=0.0))
     return Timing(load=load, queue=seconds - load, cold=any(timing.cold for timing in others))
 

@@ -29,7 +29,8 @@ class Timing:
     `load` is time spent waiting for weights, `queue` waiting for the model's worker, `network` is None in-process; over HTTP
     it is the time of the request less what the server says it took, and `network_estimated` where the server says nothing and
     a round trip measured on the open connection stands in. `cold` is the pool's word: the call loaded the model, waited for
-    its load, or was its first run.
+    its load, or was its first run. `attempts` counts tries over HTTP, `waited` is what the failed ones and the pauses between
+    took, `errors` what each of them met.
     """
 
     load: float = 0.0
@@ -39,6 +40,26 @@ class Timing:
     network: float | None = None
     cold: bool = False
     network_estimated: bool = False
+    attempts: int = 1
+    waited: float = 0.0
+    errors: tuple[str, ...] = ()
+
+    @classmethod
+    def total(cls, timings: Sequence[Timing]) -> Timing:
+        """The sum of calls made one after another."""
+        networks = [timing.network for timing in timings if timing.network is not None]
+        return cls(
+            load=sum(timing.load for timing in timings),
+            queue=sum(timing.queue for timing in timings),
+            tokenize=sum(timing.tokenize for timing in timings),
+            compute=sum(timing.compute for timing in timings),
+            network=sum(networks) if networks else None,
+            cold=any(timing.cold for timing in timings),
+            network_estimated=any(timing.network_estimated for timing in timings),
+            attempts=1 + sum(timing.attempts - 1 for timing in timings),
+            waited=sum(timing.waited for timing in timings),
+            errors=tuple(error for timing in timings for error in timing.errors),
+        )
 
 
 @dataclass(frozen=True, slots=True)

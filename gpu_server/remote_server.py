@@ -168,10 +168,16 @@ class RemoteServer:
         if total is None:
             trip = self.transport.round_trip(deadline)
             network = None if trip is None else min(reply.seconds, trip + reply.connect_seconds)
-            return Timing(compute=reply.seconds - (network or 0.0), network=network, network_estimated=network is not None)
+            found = Timing(compute=reply.seconds - (network or 0.0), network=network, network_estimated=network is not None)
+            return _with_attempts(found, reply)
         load, queue = reply.milliseconds("x-load-time") or 0.0, reply.milliseconds("x-queue-time") or 0.0
         tokenize, compute = reply.milliseconds("x-tokenization-time") or 0.0, reply.milliseconds("x-inference-time")
         if compute is None:
             compute = max(0.0, total - load - queue - tokenize)
         network = max(0.0, reply.seconds - total)
-        return Timing(load, queue, tokenize, compute, network, cold=reply.headers.get("x-cold") in ("1", "true"))
+        found = Timing(load, queue, tokenize, compute, network, cold=reply.headers.get("x-cold") in ("1", "true"))
+        return _with_attempts(found, reply)
+
+
+def _with_attempts(timing: Timing, reply: Reply) -> Timing:
+    return replace(timing, attempts=1 + len(reply.failures), waited=reply.waited_seconds, errors=reply.failures)

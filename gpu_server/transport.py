@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
@@ -39,7 +39,8 @@ MAX_ANSWER_BYTES = 256 * 1024 * 1024
 class Reply:
     """An answer: `seconds` from the first byte sent to the last received, `connect_seconds` of it to connect.
 
-    `headers` by their names in lower case.
+    `headers` by their names in lower case. `failures` are what attempts before this one met; they and the pauses after them took
+    `waited_seconds`, which are not in `seconds`.
     """
 
     status: int
@@ -47,6 +48,8 @@ class Reply:
     content: bytes
     seconds: float
     connect_seconds: float = 0.0
+    failures: tuple[str, ...] = ()
+    waited_seconds: float = 0.0
 
     def json(self) -> Any:
         """The body. Raises BadAnswer that says what came instead."""
@@ -154,10 +157,13 @@ class Transport:
 
     def _call(self, request: _Request) -> Reply:
         failures: list[EngineError] = []
+        started = time.perf_counter()
         while True:
+            tried = time.perf_counter()
             outcome = self._attempt(request)
             if isinstance(outcome, Reply):
-                return outcome
+                errors = tuple(failure.message[:200] for failure in failures)
+                return replace(outcome, failures=errors, waited_seconds=tried - started) if failures else outcome
             failures.append(outcome.error)
             wait = self._wait(len(failures), outcome, request.deadline)
             if wait is None:

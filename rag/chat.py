@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import random
 import re
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any, TypeVar
 
-from gpu_server.interfaces import ChatRequest, Delta, ModelInfo
+from gpu_server.interfaces import ChatRequest, Delta, ModelInfo, Timing
 from rag.errors import Kind, RagError
 
 T = TypeVar("T")
 CONNECT_SECONDS = 5.0
 LIST_SECONDS = 10.0
 BEAT_SECONDS = 0.05
+FIRST_PAUSE_SECONDS = 0.5
+BUSY = (429, 502, 503)
 VERSION = re.compile(r"/v\d\w*(/|$)")
 ENDPOINT = re.compile(r"/(chat/completions|completions|models)$")
 
@@ -35,11 +39,13 @@ def base_url(address: str) -> str:
 class OpenAIChat:
     """Streams completions over pooled connections. Thread-safe."""
 
-    def __init__(self, address: str, model: str | None, api_key: str | None, timeout: float) -> None:
+    def __init__(self, address: str, model: str | None, api_key: str | None, timeout: float, retries: int = 0) -> None:
+        """`retries`: further attempts while the server says that it is busy and no answer has begun."""
         import openai
 
         self.address = base_url(address)
         self._model = model
+        self._retries = retries
         self._thinking_switch = True
         self._client = openai.AsyncOpenAI(
             base_url=self.address, api_key=api_key or "none", max_retries=0, timeout=_timeouts(timeout)
@@ -76,16 +82,38 @@ class OpenAIChat:
     def stream(self, request: ChatRequest) -> Iterator[Delta]:
         """Deltas as the server sends them, the last with token counts; an empty one is a beat while the server is silent."""
         answered = False
-        pump = _Pump(lambda: self._open(request), request.timeout)
+        tries = _Tries()
+        pump = _Pump(lambda: self._open_patiently(request, tries), request.timeout)
         try:
             with mapped(self.address):
                 for chunk in pump.chunks():
+                    if chunk is not None and tries.errors and not answered:
+                        yield Delta(timing=tries.timing())
                     answered = answered or bool(chunk and chunk.choices)
                     yield from _deltas(chunk)
                 if not answered:
                     raise ValueError("it holds no completion")
         finally:
             pump.close()
+
+    async def _open_patiently(self, request: ChatRequest, tries: _Tries) -> Any:
+        """The open stream; while the server says that it is busy, asked again after a pause (its own, where it names one)."""
+        import openai
+
+        started = time.monotonic()
+        while True:
+            tried = time.monotonic()
+            try:
+                stream = await self._open(request)
+            except openai.APIStatusError as problem:
+                pause = _pause(problem, len(tries.errors))
+                if problem.status_code not in BUSY or len(tries.errors) >= self._retries or pause > request.timeout:
+                    raise
+                tries.errors.append(f"{problem.status_code}: {_said(problem)}"[:200])
+                await asyncio.sleep(pause)
+            else:
+                tries.waited = tried - started
+                return stream
 
     async def _open(self, request: ChatRequest) -> Any:
         import openai
@@ -146,6 +174,25 @@ def _loop() -> asyncio.AbstractEventLoop:
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
     return asyncio.run_coroutine_threadsafe(work, _loop()).result()
+
+
+@dataclass(slots=True)
+class _Tries:
+    """Attempts that failed before the one whose answer is read; `waited` seconds went to them and the pauses between."""
+
+    errors: list[str] = field(default_factory=list)
+    waited: float = 0.0
+
+    def timing(self) -> Timing:
+        return Timing(attempts=1 + len(self.errors), waited=self.waited, errors=tuple(self.errors))
+
+
+def _pause(problem: Any, failed: int) -> float:
+    """Seconds until the next attempt: what the server asks for, else 0.5, 1, 2 … with jitter."""
+    try:
+        return max(0.0, float(problem.response.headers["retry-after"]))
+    except (KeyError, ValueError):
+        return float(FIRST_PAUSE_SECONDS * 2**failed * random.uniform(0.75, 1.25))
 
 
 class _Pump:

@@ -10,9 +10,10 @@ import re
 import numpy as np
 from numpy.typing import NDArray
 
-from rag.types import HydeMode
+from rag.types import HydeEffect, HydeMode
 
 LONG_QUESTION_WORDS = 24
+TOP = 5  # passages that are compared to say whether HyDE changed anything
 CLOSE_ENOUGH = 0.62  # cosine of the best dense hit; above it the question already speaks the documents' words
 IDENTIFIER = re.compile(r"\d|[A-Za-z]+_[A-Za-z]|\b[A-Z]{2,}[A-Z0-9-]*\d|(?<!\w)[\"“«`]|--\w")  # not the quote in צה"ל
 
@@ -45,3 +46,12 @@ def blend(question: NDArray[np.float32], hypothesis: NDArray[np.float32]) -> NDA
     mean = question + hypothesis
     norm = float(np.linalg.norm(mean))
     return mean / norm if norm > 1e-6 else question
+
+
+def effect(plain: tuple[str, ...] | None, blended: tuple[str, ...] | None, *, shadow: bool = False) -> HydeEffect | None:
+    """What the hypothesis changed: the ids of the first passages without and with it; None unless both are known."""
+    if plain is None or blended is None:
+        return None
+    most = max(len(plain), len(blended))
+    overlap = len(set(plain) & set(blended)) / most if most else 1.0
+    return HydeEffect(overlap < 1.0, overlap, shadow)

@@ -50,6 +50,12 @@ def cut(text: str, limit: int = MAX_NAME_BYTES) -> str:
     return text.encode("utf-8", "replace")[:limit].decode(errors="ignore")
 
 
+def is_released(message: str) -> bool:
+    """Whether Milvus refused a search because the collection is not in its memory."""
+    text = message.lower()
+    return "released" in text or "not loaded" in text
+
+
 def diagnose(problem: Exception, embedded: bool) -> tuple[Kind, str]:
     """What kind of error pymilvus's exception is, by its words (it has one class for nearly all), and what to do next."""
     text = str(problem).lower()

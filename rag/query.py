@@ -10,14 +10,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpu_server.interfaces import ChatModel, ChatRequest, Embedder, Embeddings, RerankCandidate, Reranker
+from gpu_server.interfaces import ChatModel, ChatRequest, Embedder, Embeddings, RerankCandidate, Reranker, Timing
 from rag import generate, hyde
 from rag.errors import Cancelled
 from rag.otlp import SpanRecord
@@ -25,7 +25,7 @@ from rag.recorder import Recorder, SpanNote, stage_error
 from rag.routes import fuse
 from rag.store import Store
 from rag.trace import Tracing
-from rag.types import Answer, Event, Options, Outcome, Passage, Problem, Tokens
+from rag.types import Answer, Event, HydeEffect, Options, Outcome, Passage, Problem, Tokens
 
 log = logging.getLogger(__name__)
 
@@ -59,11 +59,12 @@ class Clients:
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """How a caller ends a query early: a token to set, a deadline (`time.monotonic()` seconds), a trace to join."""
+    """How a caller ends a query early: a token to set, a deadline (`time.monotonic()` seconds), a trace to join; and who asks."""
 
     cancelled: threading.Event = field(default_factory=threading.Event)
     deadline: float | None = None
     remote_parent: str | None = None
+    origin: str = "ask"
 
     def check(self) -> None:
         """Raises Cancelled when the caller gave up, TimeoutError past the deadline."""
@@ -79,10 +80,15 @@ class Control:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A query at its end: the answer and the spans it left."""
+    """A query at its end: the answer and the spans it left.
+
+    `shadow` searches once more without HyDE's hypothesis, to know what that changed: to be called after the query, outside its
+    time. None where there was no hypothesis, or the path searched without it already. Raises RagError.
+    """
 
     answer: Answer
     spans: list[SpanRecord]
+    shadow: Callable[[], HydeEffect] | None = None
 
 
 Events = Generator[Event, None, None]
@@ -99,7 +105,7 @@ def answer(question: str, options: Options, clients: Clients, control: Control |
         run = _Run(question, options, clients, control, Recorder(trace))
         outcome, error = yield from run.path()
         result = run.answer(outcome, error)
-        return Finished(result, trace.finish(result))
+        return Finished(result, trace.finish(result), run.shadow(result))
 
 
 class _Run:
@@ -112,6 +118,10 @@ class _Run:
         self.sparse: Mapping[int, float] | None = None
         self.candidates: tuple[Passage, ...] = ()
         self.searched = False
+        self.collection: str | None = None
+        self.question_vector: NDArray[np.float32] | None = None
+        self.found_plain: tuple[str, ...] | None = None
+        self.found_blended: tuple[str, ...] | None = None
         self.kept: tuple[Passage, ...] = ()
         self.prompt: tuple[Mapping[str, str], ...] = ()
         self.hyde_text: str | None = None
@@ -164,6 +174,12 @@ class _Run:
             note.describe(info)
             note.timing = embeddings.timing
             note.cached = (embeddings.cached, 1)
+            note.facts |= {
+                "texts": 1,
+                "tokens": embeddings.tokens,
+                "truncated": embeddings.truncated,
+                "cached": embeddings.cached,
+            }
             note.handle.set(dimensions=info.dimension, input_tokens=embeddings.tokens)
         yield self.stages.finished("embed")
         return embeddings
@@ -182,6 +198,7 @@ class _Run:
         yield from self._write_hypothesis()
         if self.hyde_text and self.vector is not None:
             hypothesis = yield from self._embed("embed the hypothesis", self.hyde_text)
+            self.question_vector = self.vector
             self.vector = hyde.blend(self.vector, hypothesis.dense[0])
             self.searched = False
 
@@ -220,8 +237,12 @@ class _Run:
         with self.stages.span("search", "dense and sparse, fused", top_k=limit) as note:
             note.where, note.address = ("in-process", None) if store.embedded else ("http", store.address)
             wanted = self.options.collection
+            began, name = self.stages.elapsed(), store.collection_name(self.clients.embedder.info, wanted)
+            was_open = store.is_open(name)
             collection = store.use(self.clients.embedder.info, wanted, create=wanted is None)
+            opening = 0.0 if was_open else self.stages.elapsed() - began
             note.handle.set(collection=collection)
+            self.collection = collection
             asked = self.stages.elapsed()
             found = store.search(
                 collection,
@@ -232,9 +253,23 @@ class _Run:
                 complete=complete,
                 timeout=self.control.timeout(60.0),
             )
-            note.compute = self.stages.elapsed() - asked
+            opening += found.open_seconds
+            note.compute = self.stages.elapsed() - asked - found.open_seconds
+            note.timing = Timing(load=opening)
             note.network(store.round_trip_seconds, found.round_trips)
             self.candidates = fuse(found, limit)
+            note.facts |= {
+                "limit": limit,
+                "round_trips": found.round_trips,
+                "round_trip_seconds": store.round_trip_seconds,
+                "open_seconds": opening or None,
+                "loaded": was_open and not found.open_seconds,
+                "unflushed_rows": store.unflushed(collection),
+            }
+        if self.question_vector is None:
+            self.found_plain = _first(self.candidates)
+        else:
+            self.found_blended = _first(self.candidates)
         self.searched = True
         yield self.stages.finished("search")
 
@@ -266,6 +301,12 @@ class _Run:
             note.describe(reranker.info)  # once more: a model that was loaded only now knows its device
             note.timing = scores.timing
             note.cached = (scores.cached, len(texts))
+            note.facts |= {
+                "candidates": len(texts),
+                "tokens": scores.tokens,
+                "truncated": scores.truncated,
+                "cached": scores.cached,
+            }
             order = sorted(range(len(texts)), key=lambda index: (-float(scores.values[index]), index))
             ordered = tuple(
                 self.candidates[index].with_route("rerank", rank, float(scores.values[index]))
@@ -366,6 +407,13 @@ class _Run:
         note.describe(chat.info)  # once more: the server has named its model by now
         note.compute = ended - started
         note.handle.set(input_tokens=tokens.prompt, output_tokens=tokens.completion, finish_reasons=finish)
+        note.facts |= {
+            "prompt_tokens": tokens.prompt,
+            "completion_tokens": tokens.completion,
+            "max_tokens": request.max_tokens,
+            "ttft_seconds": None if first is None else first - started,
+            "decode_seconds": None if first is None else ended - first,
+        }
         if is_answer:
             self.tokens = replace(tokens, per_second=_rate(tokens.completion, first, ended))
             self.finish_reason = finish
@@ -396,7 +444,28 @@ class _Run:
             prompt=self.prompt,
             hyde_text=self.hyde_text,
             finish_reason=self.finish_reason,
+            origin=self.control.origin,
+            hyde_effect=hyde.effect(self.found_plain, self.found_blended),
         )
+
+    def shadow(self, result: Answer) -> Callable[[], HydeEffect] | None:
+        """The search that HyDE spared us, where the path has not made it itself."""
+        plain, blended, collection = self.question_vector, self.found_blended, self.collection
+        if plain is None or blended is None or collection is None or result.hyde_effect is not None:
+            return None
+        store, limit, sparse, question = self.clients.store, self.options.candidates, self.sparse, self.question
+
+        def search() -> HydeEffect:
+            found = fuse(store.search(collection, plain, question, limit, sparse=sparse, timeout=60.0), limit)
+            effect = hyde.effect(_first(found), blended, shadow=True)
+            assert effect is not None
+            return effect
+
+        return search
+
+
+def _first(passages: Sequence[Passage]) -> tuple[str, ...]:
+    return tuple(passage.id for passage in passages[: hyde.TOP])
 
 
 def _rate(completion: int | None, first: float | None, ended: float) -> float | None:

@@ -33,6 +33,7 @@ class SpanNote:
         self.address: str | None = None
         self.estimated_network: float | None = None
         self.cached = (0, 0)  # of how many results a cache gave how many
+        self.facts: dict[str, Any] = {}
 
     def describe(self, info: ModelInfo) -> None:
         """Which model works here, on what, and where."""
@@ -55,6 +56,13 @@ class SpanNote:
         part = "" if given == total else f"{given} of {total} "
         return (f" ({part}from cache)" if given else "") + (" (network estimated)" if estimated else "")
 
+    def all_facts(self) -> dict[str, Any]:
+        """What was learnt, with the attempts where there was more than one."""
+        timing = self.timing
+        if timing.attempts > 1:
+            self.facts |= {"attempts": timing.attempts, "waited_seconds": timing.waited, "errors": list(timing.errors)}
+        return {name: value for name, value in self.facts.items() if value is not None}
+
     def split(self, seconds: float) -> Split:
         timing = self.timing
         known = timing.load + timing.queue + timing.tokenize
@@ -63,7 +71,7 @@ class SpanNote:
             network = min(self.estimated_network, max(0.0, seconds - known))
         compute = timing.compute
         if not compute and self.compute is not None:
-            compute = max(0.0, self.compute - known - (network or 0.0))
+            compute = max(0.0, self.compute - known - (network or 0.0) - timing.waited)
         other = max(0.0, seconds - known - compute - (network or 0.0))
         return Split(timing.load, timing.queue, timing.tokenize, compute, network, other)
 
@@ -149,7 +157,9 @@ class Recorder:
             network=split.network,
             cold=cold,
         )
-        self._timeline.append(Interval(stage, note.handle.start_seconds, seconds, label + note.remarks(), split, cold))
+        self._timeline.append(
+            Interval(stage, note.handle.start_seconds, seconds, label + note.remarks(), split, cold, note.all_facts())
+        )
         known = self._stages.get(stage)
         if known is None:
             self._stages[stage] = Stage(stage, seconds, 1, cold, None, None, note.device, note.model, note.where, split)

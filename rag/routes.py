@@ -45,13 +45,15 @@ class Hit:
 class Found:
     """What the search brought: hits of each route, best first, and completed scores of candidates the route missed.
 
-    `round_trips` counts the sequential calls made, for the network estimate.
+    `round_trips` counts the sequential calls made, for the network estimate. `open_seconds` went to loading the collection, which
+    the server had released.
     """
 
     dense: tuple[Hit, ...]
     sparse: tuple[Hit, ...]
     completed: Mapping[str, Mapping[str, float]]
     round_trips: int
+    open_seconds: float = 0.0
 
     def cut(self, limit: int) -> Found:
         """What a search for only `limit` hits a route would have brought; scores of the rest count as completed."""

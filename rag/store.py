@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from gpu_server.interfaces import ModelInfo
 from rag.errors import RagError
-from rag.milvus_terms import MAX_NAME_BYTES, MAX_TEXT_BYTES, diagnose, entity, literal
+from rag.milvus_terms import MAX_NAME_BYTES, MAX_TEXT_BYTES, diagnose, entity, is_released, literal
 from rag.routes import FieldMapping, Found, Hit, Routes
 from rag.store_lock import StoreLock
 from rag.types import PassageRow, StoredDocument
@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 DOCUMENT_FIELDS = ["document_id", "content_hash", "source", "title", "language", "passages", "ingested_at"]
 WRITE_BATCH = 256
+ROUND_TRIP_AGE_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,7 @@ class Store:
         self._unflushed: dict[str, int] = {}
         self._pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="store")
         self.round_trip_seconds: float | None = None
+        self._round_trip_at = float("-inf")
 
     # 1) opening and closing
 
@@ -106,6 +108,7 @@ class Store:
             client = MilvusClient(uri=self.address, token=self._token or "", timeout=self._timeout)
             if not self.embedded:
                 self.round_trip_seconds = self._round_trip(client)
+                self._round_trip_at = time.monotonic()
             return client
 
     def _round_trip(self, client: Any) -> float:
@@ -380,12 +383,42 @@ class Store:
         A route's BM25 score that stays unknown after that is truly 0: the passage shares no word with the question.
         """
         routes = Routes(self._client, name, self.mapping, vector, text, sparse, min(self._timeout, timeout or self._timeout))
+        complete = complete and self.mapping is None
+        self._measure_round_trip()
         try:
             with self._mapped("search"):
-                return self._search(routes, limit, complete and self.mapping is None)
-        except RagError:
+                return self._search(routes, limit, complete)
+        except RagError as problem:
             self._ready.pop(name, None)  # a server that was restarted has to load it again: the next `use` does
-            raise
+            if not is_released(problem.message):
+                raise
+        started = time.perf_counter()
+        with self._mapped("load the collection"):
+            self._client.load_collection(name, timeout=max(30.0, self._timeout))
+        opened = time.perf_counter() - started
+        with self._mapped("search"):
+            return replace(self._search(routes, limit, complete), open_seconds=opened)
+
+    def unflushed(self, name: str) -> int:
+        """Rows that this process wrote to the collection since it was last flushed."""
+        return self._unflushed.get(name, 0)
+
+    def is_open(self, name: str) -> bool:
+        """Whether `use` has the collection ready already."""
+        return name in self._ready
+
+    def _measure_round_trip(self) -> None:
+        """Keep the round trip of a server true, beside the search and not before it; at most once in ten seconds."""
+        if self.embedded or time.monotonic() - self._round_trip_at < ROUND_TRIP_AGE_SECONDS:
+            return
+        self._round_trip_at = time.monotonic()
+        self._pool.submit(self._look_at_round_trip)
+
+    def _look_at_round_trip(self) -> None:
+        try:
+            self.round_trip_seconds = self._round_trip(self._client)
+        except Exception as problem:  # pymilvus has its own tree, and the search beside this call says what is wrong
+            log.debug("the round trip could not be measured: %s", problem)
 
     def _search(self, routes: Routes, limit: int, complete: bool) -> Found:
         dense, sparse = self._both(lambda: routes.dense(limit), lambda: routes.sparse(limit))

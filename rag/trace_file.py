@@ -58,7 +58,16 @@ def _add_stage_columns(db: sqlite3.Connection) -> None:
         )
 
 
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_create, _add_stage_columns)
+def _add_investigation_columns(db: sqlite3.Connection) -> None:
+    """v2 -> v3: who asked, what HyDE changed, and what makes stages comparable (model, device, place, work load)."""
+    for column in ("origin TEXT NOT NULL DEFAULT 'ask'", "hyde_ran INTEGER", "hyde_changed INTEGER", "tokens_prompt INTEGER"):
+        db.execute(f"ALTER TABLE queries ADD COLUMN {column}")
+    for column in ("device TEXT", "model TEXT", "place TEXT", "other REAL", "units REAL"):
+        db.execute(f"ALTER TABLE stages ADD COLUMN {column}")
+    db.execute("UPDATE queries SET hyde_ran = hyde_seconds IS NOT NULL")
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_create, _add_stage_columns, _add_investigation_columns)
 VERSION = len(MIGRATIONS)  # `PRAGMA user_version` of a file on which all of them have run
 
 

@@ -26,7 +26,8 @@ _TEXT_FIELDS = ("text", "title", "source", "location")
 class QueryFilter:
     """Which queries; None leaves a condition out. `since` <= start < `until` in Unix seconds, `slower_than` in seconds.
 
-    `text` is searched in the question, without regard to case; a whole id finds that query.
+    `text` is searched in the question, without regard to case; a whole id finds that query. `measured` False leaves out what
+    replays and load tests asked.
     """
 
     text: str | None = None
@@ -36,6 +37,8 @@ class QueryFilter:
     outcome: Outcome | None = None
     slower_than: float | None = None
     model: str | None = None
+    origin: str | None = None
+    measured: bool | None = None
 
     def sql(self) -> tuple[str, list[Any]]:
         """A WHERE clause (or nothing) and its parameters."""
@@ -46,6 +49,8 @@ class QueryFilter:
             ("outcome = ?", self.outcome),
             ("total_seconds > ?", self.slower_than),
             ("model = ?", self.model),
+            ("origin = ?", self.origin),
+            ("(origin = 'measure') = ?", None if self.measured is None else int(self.measured)),
         ]
         clauses = [clause for clause, value in tests if value is not None]
         values = [value for _, value in tests if value is not None]
@@ -84,6 +89,7 @@ class QueryRow:
     rerank_seconds: float | None
     generate_seconds: float | None
     content: bool = True
+    origin: str = "ask"
 
     def stage_seconds(self, stage: str) -> float | None:
         value: float | None = getattr(self, f"{stage}_seconds")
@@ -92,7 +98,11 @@ class QueryRow:
 
 @dataclass(frozen=True, slots=True)
 class StageRow:
-    """One stage of one query; the split in seconds, None unknown. `skipped` holds the reason when it did not run."""
+    """One stage of one query; the split in seconds, None unknown. `skipped` holds the reason when it did not run.
+
+    `place` is "in-process" or "http". `units` is its work load: candidates of rerank, tokens of embed, completion tokens of hyde
+    and generate, the limit of search.
+    """
 
     query_id: str
     stage: str
@@ -105,11 +115,16 @@ class StageRow:
     tokenize: float | None
     compute: float | None
     network: float | None
+    other: float | None = None
+    device: str | None = None
+    model: str | None = None
+    place: str | None = None
+    units: float | None = None
 
 
 ROW_SQL = ", ".join("started_at_unix" if f.name == "started_at" else f.name for f in fields(QueryRow))
 STAGE_SQL = ", ".join(f.name for f in fields(StageRow))
-NEVER_NULL = ("id", "started_at", "question", "outcome", "total_seconds", "cold", "content")
+NEVER_NULL = ("id", "started_at", "question", "outcome", "total_seconds", "cold", "content", "origin")
 
 
 def order_by(sort: str, descending: bool) -> str:
@@ -209,6 +224,10 @@ def _query_columns(answer: Answer, started: float, span_count: int, content: boo
         "version": _text(answer.fingerprint.get("version")),
         "content": int(content),
         "span_count": span_count,
+        "origin": storable(answer.origin),
+        "hyde_ran": int("hyde" in stages and stages["hyde"].skipped is None),
+        "hyde_changed": int(answer.hyde_effect.changed_top) if answer.hyde_effect else None,
+        "tokens_prompt": answer.tokens.prompt,
     }
     for name in STAGES:
         stage = stages.get(name)
@@ -228,9 +247,26 @@ def _stage_rows(answer: Answer, started: float) -> list[tuple[Any, ...]]:
         (
             *(answer.id, stage.stage, started + begun.get(stage.stage, 0.0), stage.seconds, int(stage.cold), stage.skipped),
             *(stage.split.load, stage.split.queue, stage.split.tokenize, stage.split.compute, stage.split.network),
+            *(stage.split.other, stage.device, stage.model, stage.where, units(answer, stage.stage)),
         )
         for stage in answer.stages
     ]
+
+
+_UNITS = {
+    "embed": "tokens",
+    "search": "limit",
+    "rerank": "candidates",
+    "hyde": "completion_tokens",
+    "generate": "completion_tokens",
+}
+
+
+def units(answer: Answer, stage: str) -> float | None:
+    """The work load of a stage, summed over its spans, as `StageRow.units` has it; None where it is not known."""
+    name = _UNITS.get(stage, "")
+    found = [float(item.facts[name]) for item in answer.timeline if item.stage == stage and name in item.facts]
+    return sum(found) if found else None
 
 
 _PASSAGE_KEYS = tuple(name for name in Passage._fields if name not in _TEXT_FIELDS)

@@ -370,7 +370,8 @@ def _insert(db: sqlite3.Connection, rows: Rows) -> None:
     db.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (query_id, rows.answer))
     db.execute("INSERT OR REPLACE INTO spans VALUES (?, ?)", (query_id, rows.spans))
     db.execute("DELETE FROM stages WHERE query_id = ?", (query_id,))
-    db.executemany("INSERT OR REPLACE INTO stages VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows.stages)
+    marks = ", ".join("?" * len(StageRow.__dataclass_fields__))
+    db.executemany(f"INSERT OR REPLACE INTO stages ({STAGE_SQL}) VALUES ({marks})", rows.stages)
     db.executemany(
         f"""INSERT INTO passages (hash, text, title, source, location, last_used_unix) VALUES (?, ?, ?, ?, ?, ?)
             ON CONFLICT (hash) DO UPDATE SET last_used_unix = excluded.last_used_unix

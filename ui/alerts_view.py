@@ -13,10 +13,10 @@ from collectors.rules import CHANGEABLE, DEFAULTS, Rule
 from collectors.views import Snapshot
 from ui import cards, figures, gauges
 from ui.exports import to_csv
-from ui.format import bytes_text, escape, number, percent, plural, seconds, shortened, time_html
+from ui.format import bytes_text, escape, number, percent, plural, seconds, shortened, time_html, unknown_html
 from ui.trend import Unit
 
-PAST_HEADS = ("Alert", "Source", "Worst", "Raised", "Lasted", "Acknowledged")
+PAST_HEADS = ("Alert", "Source", "Worst", "Raised", "Lasted", "Ended", "Acknowledged")
 # unit of a rule -> (what a threshold is divided by on screen, the unit shown)
 _SCALES: Mapping[str, tuple[float, str]] = {
     "ratio": (0.01, "%"),
@@ -95,6 +95,8 @@ def line(alert: Alert, snapshot: Snapshot, now: datetime, zone: tzinfo) -> str:
     parts = [where, escape(about), escape(numbers), f"raised {_when(alert.raised_at, now, zone)}"]
     if alert.acknowledged_at is not None:
         parts.append(f"acknowledged {_when(alert.acknowledged_at, now, zone)}")
+    if alert.resolved_at is not None:
+        parts.append(f"ended {_when(alert.resolved_at, now, zone)}{f': {escape(alert.ended)}' if alert.ended else ''}")
     mark = cards.state_mark(severity(alert.level), "", alert.level)
     detail = f'<div class="rd-plain" dir="auto">{escape(alert.detail)}</div>' if alert.detail else ""
     head = gauges.link(gauges.alert_url(alert.id), alert.title)
@@ -107,7 +109,7 @@ def line(alert: Alert, snapshot: Snapshot, now: datetime, zone: tzinfo) -> str:
 
 def past(alerts: Sequence[Alert], snapshot: Snapshot, now: datetime, zone: tzinfo) -> str:
     rows = [_past_row(alert, snapshot, now, zone) for alert in alerts]
-    return figures.table(PAST_HEADS, rows, numeric=(2, 3, 4, 5), wrap=(0,))
+    return figures.table(PAST_HEADS, rows, numeric=(2, 3, 4, 6), wrap=(0,))
 
 
 def _past_row(alert: Alert, snapshot: Snapshot, now: datetime, zone: tzinfo) -> list[str]:
@@ -121,6 +123,7 @@ def _past_row(alert: Alert, snapshot: Snapshot, now: datetime, zone: tzinfo) -> 
         escape(value_text(alert.worst, alert.unit, alert.metric)),
         _when(alert.raised_at, now, zone),
         gauges.duration(lasted),
+        escape(alert.ended) if alert.ended else unknown_html("kept by an older version, which did not say why"),
         "no" if alert.acknowledged_at is None else _when(alert.acknowledged_at, now, zone),
     ]
 

@@ -182,7 +182,8 @@ def filesystems(part: Part[Any] | None, tones: Tones) -> str:
                 each.used_ratio,
                 percent(each.used_ratio),
                 SILENT,
-                tones.of(f"filesystem.{each.mount}.used_ratio", each.used_ratio),
+                tones.of(f"filesystem.{each.mount}.used_ratio", each.used_ratio) if each.can_fill else "",
+                "" if each.can_fill else "it cannot fill up: an image, or mounted read-only",
             ),
             shown(bytes_text(each.available_bytes), SILENT),
             shown(bytes_text(each.total_bytes), SILENT),
@@ -194,7 +195,7 @@ def filesystems(part: Part[Any] | None, tones: Tones) -> str:
 
 
 def _device(each: Filesystem) -> str:
-    return " · ".join(text for text in (each.device, each.type) if text)
+    return " · ".join(text for text in (each.device, each.type, "read-only" if each.read_only else "") if text)
 
 
 def disks(part: Part[Host] | None, tones: Tones) -> str:

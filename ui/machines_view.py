@@ -76,9 +76,10 @@ def hottest(view: MachineView) -> float | None:
 
 
 def fullest(view: MachineView) -> Filesystem | None:
-    """The file system with the least room, by share."""
+    """The file system with the least room, by share; of those that can fill up."""
     listed = (view.filesystems.value.filesystems or ()) if view.filesystems and view.filesystems.value else ()
-    return max((each for each in listed if each.used_ratio is not None), key=lambda each: each.used_ratio or 0.0, default=None)
+    known = (each for each in listed if each.used_ratio is not None and each.can_fill)
+    return max(known, key=lambda each: each.used_ratio or 0.0, default=None)
 
 
 def oldest(view: MachineView) -> Any:

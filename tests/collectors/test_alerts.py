@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from collectors.alerts import Alerts, Event, Observation, Window
+from collectors.alerts import Alerts, Event, Gone, Observation, Window
 from collectors.rules import DEFAULTS, Rule, rules
 
 HOT = Rule("hot", "GPU hot", "gpu.*.temperature_celsius", "celsius", "Cool it.", warn=85, warn_clear=80, critical=95)
@@ -124,6 +124,34 @@ def test_a_source_that_is_watched_no_more_and_a_rule_that_is_off_end_their_alert
     assert [event.alert.source for event in alerts.evaluate([], watched=["b"])] == ["a"]
     alerts.use(())
     assert [(event.change, event.alert.source) for event in alerts.evaluate([])] == [("resolved", "b")]
+
+
+def test_what_is_gone_ends_with_the_reason_and_is_news_again_when_it_comes_back(tmp_path: Path, clock: Clock) -> None:
+    alerts = engine(tmp_path, clock, HOT)
+    alerts.evaluate([seen(1, value=90), seen(1, metric="gpu.1.temperature_celsius", value=91)])
+    clock.now = 7.0
+    (ended,) = alerts.evaluate([], gone=[Gone("box", "gpu.1.temperature_celsius", "no longer measured"), Gone("box", "x", "?")])
+    assert (ended.change, ended.alert.value, ended.alert.resolved_at) == ("resolved", 91, 7.0)
+    assert [(alert.metric, alert.ended) for alert in alerts.past()] == [("gpu.1.temperature_celsius", "no longer measured")]
+    assert [alert.metric for alert in alerts.active()] == ["gpu.0.temperature_celsius"]
+    assert words(alerts.evaluate([seen(8, metric="gpu.1.temperature_celsius", value=91)])) == [("raised", "warn")]
+    alerts.evaluate([], watched=[])
+    assert {alert.ended for alert in alerts.past()} == {"no longer measured", "watched no more"}
+    assert words(alerts.evaluate([seen(9, value=90)])) == [("raised", "warn")]
+    alerts.evaluate([seen(10, value=20)])
+    assert alerts.past()[0].ended == "back to normal"
+
+
+def test_a_file_of_an_older_version_is_read_and_kept(tmp_path: Path, clock: Clock) -> None:
+    alerts = engine(tmp_path, clock, HOT)
+    alerts.evaluate([seen(1, value=90), seen(1, source="b", value=90)])
+    alerts.evaluate([seen(2, source="b", value=20)])
+    alerts._connection.execute("ALTER TABLE alerts DROP COLUMN ended")
+    alerts._connection.close()
+    again = engine(tmp_path, clock, HOT)
+    assert [alert.source for alert in again.active()] == ["box"] and [alert.ended for alert in again.past()] == [None]
+    assert words(again.evaluate([seen(3, value=20)])) == [("resolved", "warn")]
+    assert again.past()[0].ended == "back to normal"
 
 
 def test_acknowledged_stays_so_over_a_restart_until_it_gets_worse(tmp_path: Path, clock: Clock) -> None:

@@ -173,11 +173,47 @@ def test_alerts_on_what_is_gone_end_when_it_could_be_read(tmp_path: Path) -> Non
     assert {alert.metric for alert in alerts.active()} == set(bad)
 
     def end(readable: set[str | None], known: dict[str, float]) -> set[str]:
-        values = derived.cleared(alerts.active(), known, Source(readable).is_readable)
-        alerts.evaluate([Observation("m", "machine", now, values)])
+        alerts.evaluate([], gone=derived.gone(alerts.active(), known, Source(readable).is_readable))
         return {alert.metric for alert in alerts.active()}
 
     assert end(set(), {}) == set(bad)  # nothing can be read: all may still be wrong
     assert end({"units"}, {}) == set(bad) - {"unit.a.service.failed"}
     assert end({"host", None}, {"load.per_core_15m": 9.0}) == {"load.per_core_15m"}
+    told = {alert.metric: (alert.ended, alert.value) for alert in alerts.past()}
+    assert told == {
+        "unit.a.service.failed": ("no longer measured", 1.0),  # its last value, not one that was made up
+        "fault.df_failed": ("no longer reported", 1.0),
+        "service.certificate_days": ("no longer measured", 1.0),
+    }
+    alerts.close()
+
+
+def test_a_machine_that_cannot_be_read_is_one_thing_and_not_three() -> None:
+    known = derived.collection(True, 900.0, 7.0, "no answer")
+    assert known.metrics == {"collection.failing": 1.0} and known.details == {"collection.failing": "no answer"}
+    assert set(derived.collection(False, 900.0, 7.0).metrics) == {
+        "collection.failing",
+        "collection.age_seconds",
+        "collection.seconds",
+    }
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"type": "squashfs", "device": "/dev/loop3"},
+        {"type": "iso9660", "device": "/dev/sr0"},
+        {"type": "ext4", "read_only": True},
+        {"type": "fuse.snapfuse"},
+    ],
+)
+def test_what_is_full_by_nature_raises_nothing(tmp_path: Path, changes: dict[str, object]) -> None:
+    full = replace(BIG, used_bytes=100 * GIB, available_bytes=0, used_ratio=1.0, inodes_used_ratio=1.0)
+    by_nature = replace(full, mount="/mnt/image", **changes)  # type: ignore[arg-type]
+    found = derived.numbers(Filesystems((full, by_nature))).metrics
+    alerts = Alerts(tmp_path / "alerts.db", DEFAULTS)
+    for at in (0.0, 100.0):
+        alerts.evaluate([Observation("m", "machine", at, found)])
+    assert {alert.metric for alert in alerts.active()} == {"filesystem./data.used_ratio", "filesystem./data.room_bytes"}
+    assert found["filesystem./mnt/image.used_bytes"] == 100 * GIB
     alerts.close()

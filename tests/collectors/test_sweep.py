@@ -209,6 +209,39 @@ def test_a_machine_dies_and_comes_back(sshd: Sshd, tmp_path: Path) -> None:
     alerts.close()
 
 
+def test_an_unreachable_machine_is_one_alert(tmp_path: Path) -> None:
+    """All its readings are old too, and nothing of it was ever quick: that is said once."""
+    quick = rules({"collection-failing": {"for_seconds": 0}, "collection-stale": {"warn": 0.2, "warn_clear": 0.1}})
+    alerts = Alerts(tmp_path / "alerts.db", tuple(rule for rule in quick if rule.id.startswith("collection-")))
+    machine, reader = fake("m")
+    with sweeping([machine], alerts=alerts, reader=fakes(reader)) as sweep:
+        until(sweep, "m", fresh)
+        reader.errors["connect"] = reader.errors["host"] = ConnectionLost("gone", next_step="Is it up?")
+        reader.connected = False
+        until(sweep, "m", lambda view: view.host is not None and (view.host.age_seconds or 0) > 1.0)
+        assert eventually(lambda: raised(alerts) == ["collection-failing warn on m"]), raised(alerts)
+        assert "Is it up?" in alerts.active()[0].detail
+        reader.errors.clear()
+        sweep.retry("m")
+        assert eventually(lambda: raised(alerts) == [])
+    alerts.close()
+
+
+def test_a_machine_that_is_read_slowly_stays_an_alert_until_it_is_not(tmp_path: Path) -> None:
+    """How well a machine can be read is a metric like others: it is not taken for gone."""
+    slow = rules({"collection-slow": {"for_seconds": 0, "warn": 0.0, "warn_clear": 0.0}})
+    alerts = Alerts(tmp_path / "alerts.db", tuple(rule for rule in slow if rule.id == "collection-slow"))
+    machine, reader = fake("m")
+    with sweeping([machine], alerts=alerts, reader=fakes(reader)) as sweep:
+        until(sweep, "m", fresh)
+        assert eventually(lambda: "collection-slow warn on m" in raised(alerts))
+        number = next(alert.id for alert in alerts.active() if alert.source == "m")
+        reads = reader.reads["host"]
+        assert eventually(lambda: reader.reads["host"] > reads + 20)
+        assert [alert.id for alert in alerts.active() if alert.source == "m"] == [number] and alerts.past() == []
+    alerts.close()
+
+
 def test_a_machine_that_stands_still_is_given_up_and_found_again(sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("collectors.machine_watch.READ_SECONDS", {"host": 2.0})
     with sweeping([LOCAL, machine_of(sshd, collect=HOST_ONLY)]) as sweep:

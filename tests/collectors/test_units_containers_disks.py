@@ -51,6 +51,14 @@ def test_file_systems_of_a_server() -> None:
     assert "filesystem./mnt/model store.used_ratio" in metrics(reading)
 
 
+def test_images_and_read_only_mounts_are_known_as_such() -> None:
+    lines = "/dev/loop0 / squashfs ro,relatime 0 0", "/dev/sdb1 /mnt/media iso9660 ro 0 0", "/dev/sda1 /data ext4 rw 0 0", "x /odd ext4"
+    space = "/dev/loop0 100 100 0 100% /\n/dev/sda1 100 40 60 40% /data\nx 100 1 99 1% /odd"
+    reading = disks.parse("==> mounts <==\n" + "\n".join(lines) + f"\n==> space <==\nFilesystem 1K\n{space}\n==> inodes <==\n")
+    found = {item.mount: (item.read_only, item.can_fill) for item in reading.filesystems or ()}
+    assert found == {"/": (True, False), "/data": (False, True), "/odd": (None, True)}
+
+
 def test_file_systems_of_a_container_with_busybox() -> None:
     found = disks.parse(text("disks/busybox.txt")).filesystems
     assert found and found[0].mount == "/" and found[0].available_bytes == 0 and found[0].used_ratio == 1.0
