@@ -15,6 +15,7 @@ from streamlit import config
 
 import runtime
 from guard import Guard, Policy
+from latency import api as receiving
 from rag import api
 from settings import Settings, SettingsError, load
 
@@ -66,9 +67,9 @@ async def lifespan(_: Any) -> AsyncIterator[None]:
     runtime.shut_down()
 
 
-app = st.App(
-    "ui/frame.py", lifespan=lifespan, routes=api.routes(runtime.started), middleware=[Middleware(Guard, policy=current_policy)]
-)
+ROUTES = [*api.routes(runtime.started), *receiving.routes(runtime.started)]
+
+app = st.App("ui/frame.py", lifespan=lifespan, routes=ROUTES, middleware=[Middleware(Guard, policy=current_policy)])
 
 
 def main() -> None:

@@ -1,5 +1,7 @@
 """What the deployment does right now: machines and services swept, their history, alerts and who is told. Built from settings.
 
+Also the one thing that is ever changed on a machine: a restart that the settings allow, with a line in the audit log.
+
 Everything starts with the process and needs no browser. A history or alert file that cannot be opened costs what it would have
 kept, is said in `problem`, and stops nothing.
 """
@@ -8,15 +10,19 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from collectors import rules
 from collectors.alerts import Alerts
+from collectors.audit import Action, AuditLog
+from collectors.errors import CollectorError
 from collectors.history import History
 from collectors.inventory import BadInventory, Inventory, from_settings
 from collectors.notify import BadUrl, Notifier
+from collectors.restart import Restarted
 from collectors.sweep import Sweep
 from rag.errors import RagError
 from settings import Settings, edited, revealed
@@ -43,6 +49,7 @@ class Deployment:
             self.notifier = Notifier([each.get_secret_value() for each in settings.alerts.notify], url and f"{url}/alerts")
         except BadUrl as problem:
             raise RagError(str(problem), kind="bad_input", next_step="Correct alerts.notify (RAGDECK_NOTIFY).") from None
+        self.audit = AuditLog(settings.data_dir / "audit.log")
         self.sweep = Sweep(*self._inventory, history=self.history, alerts=self.alerts, notifier=self.notifier)
 
     def _opened(self, path: Path, make: Callable[[Path], T]) -> T:
@@ -73,6 +80,44 @@ class Deployment:
             self.sweep.apply(*watched)
             self._inventory = watched
         self.alerts.use(known)
+
+    def restart(self, machine: str, name: str, who: str | None = None) -> Restarted:
+        """Restart what the machine's settings name; takes up to 90 s. `who` asks for it, for the audit log. A restart that fails
+        is no error. Raises RagError for what is not to be restarted, and where nothing can be written to the log: then nothing
+        is done."""
+        try:
+            asked = self.audit.begin(who, machine, f"restart {name}")
+        except OSError as problem:
+            message = f"nothing was restarted: {self.audit.path.name} cannot be written ({problem.strerror})"
+            raise RagError(message, next_step="Make room on the disk of RAG Deck, and its data folder writable.") from None
+        started = time.monotonic()
+        try:
+            done = self.sweep.restart(machine, name)
+        except (KeyError, ValueError) as problem:
+            said = f"no machine {machine!r} is watched" if isinstance(problem, KeyError) else str(problem)
+            self._ended(asked, "refused", said)
+            raise RagError(said, kind="bad_input", next_step="Name it in the machine's setting `restart`.") from None
+        except CollectorError as problem:
+            done = Restarted(name, False, problem.message, problem.next_step, time.monotonic() - started)
+        except Exception as problem:
+            self._ended(asked, "failed", f"{type(problem).__name__}: {problem}")
+            raise
+        self._ended(asked, "done" if done.ok else "failed", done.text)
+        return done
+
+    def forget(self, name: str) -> None:
+        """Delete the history of what is watched no more. Raises RagError."""
+        try:
+            self.history.forget(name)
+        except sqlite3.Error as problem:
+            raise RagError(f"the history of {name} could not be deleted: {problem}", next_step="Try it again.") from None
+
+    def _ended(self, action: Action, outcome: Literal["done", "failed", "refused"], text: str) -> None:
+        log.info("%s on %s, asked for by %s: %s", action.what, action.machine, action.who or "somebody", outcome)
+        try:
+            self.audit.end(action, outcome, text)
+        except OSError as problem:  # what was done was done: that it was asked for stands in the file
+            log.error("the outcome of %s could not be written to %s: %s", action.what, self.audit.path, problem)
 
 
 def inventory(settings: Settings) -> Inventory:
@@ -105,16 +150,35 @@ def _read(change: Mapping[str, Any]) -> dict[str, Any]:
     return {key: None if value == OFF else value for key, value in change.items()}
 
 
+def own_machines(settings: Settings) -> list[dict[str, Any]]:
+    """The machines that pages may change: those of edited.toml, but not where dashboard.toml has one of the same name. Raises
+    SettingsError."""
+    return [dict(each) for each in _edited_machines(settings) if each in settings.machines]
+
+
+def _edited_machines(settings: Settings) -> Sequence[Mapping[str, Any]]:
+    return edited(settings, "machines") or ()
+
+
+def without_machine(settings: Settings, name: str) -> list[dict[str, Any]]:
+    """The machines of edited.toml without one. Raises RagError for one that pages may not change."""
+    if name not in {each["name"] for each in own_machines(settings)}:
+        step = "Take it out of the settings file that names it."
+        raise RagError(f"{name} was not added on a page", kind="bad_input", next_step=step)
+    return [dict(each) for each in _edited_machines(settings) if each.get("name") != name]
+
+
 def with_machine(settings: Settings, entry: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The machines of edited.toml with one more; one of the same name there is replaced. Raises RagError."""
     _tables([entry])
+    if "restart" in entry:
+        step = "Name what may be restarted in dashboard.toml: a page must not allow it."
+        raise RagError(f"{entry['name']} has `restart`, which is not set on a page", kind="bad_input", next_step=step)
     names = {each["name"] for each in (*settings.machines, *settings.services, *settings.prometheus)}
-    own: Sequence[Mapping[str, Any]] = edited(settings, "machines") or []
-    if entry.get("name") in names - {each.get("name") for each in own}:
-        raise RagError(
-            f"{entry['name']} is watched already", kind="bad_input", next_step="Choose another name, or change it in the file."
-        )
-    return [*(dict(each) for each in own if each.get("name") != entry.get("name")), dict(entry)]
+    if entry["name"] in names - {each["name"] for each in own_machines(settings)}:
+        step = "Choose another name, or change it in the file."
+        raise RagError(f"{entry['name']} is watched already", kind="bad_input", next_step=step)
+    return [*(dict(each) for each in _edited_machines(settings) if each.get("name") != entry["name"]), dict(entry)]
 
 
 def with_rules(settings: Settings, changes: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -12,12 +12,14 @@ import os
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import deployment
 import models
+import variants
 from collectors.alerts import Alerts
 from collectors.history import History
 from collectors.notify import Notifier
@@ -27,7 +29,13 @@ from gpu_server.errors import EngineError
 from gpu_server.interfaces import ChatModel
 from gpu_server.model_pool import ModelPool
 from gpu_server.probes import Probe
+from investigation import Investigation
 from jobs import Job, Jobs, JobsFull
+from latency.experiments import ExperimentStore
+from latency.lab import Variant
+from latency.otlp_in import Receiver
+from latency.reading_store import ReadingStore
+from latency.types import Baseline
 from library import IngestSummary, Knowledge, Library
 from models import ModelStatus
 from rag.chat import OpenAIChat
@@ -99,6 +107,7 @@ class Runtime:
         self.store = _store(settings, url)
         self.library = Library(settings, self.store, self.models.embedder, self.jobs, SAMPLES)
         self.deployment = Deployment(settings, url)
+        self.investigation = Investigation(settings, self.traces, self.deployment.sweep)
         self._warm = threading.Event()
         self._ending = threading.Event()
         self._started = False
@@ -116,6 +125,7 @@ class Runtime:
                 return
             self._started = True
         self.deployment.start()
+        self.investigation.start()
         threading.Thread(target=self._prepare, name="warm-up", daemon=True).start()
 
     def _prepare(self) -> None:
@@ -146,7 +156,9 @@ class Runtime:
         days = self.settings.traces.keep_days
         while days is not None:
             try:
-                gone = self.traces.delete_before(time.time() - days * DAY_SECONDS)
+                before = time.time() - days * DAY_SECONDS
+                gone = self.traces.delete_before(before)
+                self.investigation.forget_before(before)
                 log.info("deleted %d traces older than %d days", gone, days)
             except RagError as problem:
                 log.warning("old traces could not be deleted: %s", problem.message)
@@ -176,6 +188,7 @@ class Runtime:
         self._ending.set()
         if not self.jobs.stop(10.0):
             log.warning("some jobs did not end within 10 s")
+        self.investigation.stop()
         self.deployment.stop()
         self.store.close()
         if isinstance(self._chat, OpenAIChat):
@@ -188,14 +201,29 @@ class Runtime:
 
     # 2) queries
 
-    def submit_query(self, question: str, options: Options | None = None, *, remote_parent: str | None = None) -> Job[Answer]:
-        """Ask. Raises RagError bad_input for a question or options that cannot be, overloaded when too many queries run."""
+    def submit_query(
+        self,
+        question: str,
+        options: Options | None = None,
+        *,
+        remote_parent: str | None = None,
+        origin: str = "ask",
+        variant: Variant | None = None,
+    ) -> Job[Answer]:
+        """Ask. `origin` is who asks (`rag.types.Answer`); `variant` has other models than those in force.
+
+        Raises RagError bad_input for a question or options that cannot be, overloaded when too many queries run.
+        """
         options = checked(options or self.default_options(), question, self.settings)
+        clients = variant.clients if variant else self.clients()
 
         def work(job: Job[Answer]) -> Generator[Event, None, Answer]:
-            control = Control(job.cancelled, job.deadline, remote_parent)
-            done = yield from answer(question, options, self._clients(), control)
-            self.traces.save(done.answer, done.spans)
+            control = Control(job.cancelled, job.deadline, remote_parent, origin)
+            with self.investigation.watching() as keep_readings:
+                done = yield from answer(question, options, clients, control)
+                self.traces.save(done.answer, done.spans)
+                keep_readings(done.answer)
+            self.investigation.look_without_hyde(done)
             kind = "failed" if done.answer.outcome == "failed" else "finished"
             yield {"type": kind, "answer": done.answer.to_json()}
             return done.answer
@@ -215,7 +243,8 @@ class Runtime:
             rerank=settings.reranker.enabled,
         )
 
-    def _clients(self) -> Clients:
+    def clients(self) -> Clients:
+        """What the path calls with the settings in force."""
         settings = self.settings
         return Clients(
             embedder=self.models.embedder,
@@ -235,6 +264,19 @@ class Runtime:
             ),
             fingerprint={"version": VERSION, "settings": settings.fingerprint()},
         )
+
+    @property
+    def chat(self) -> ChatModel | None:
+        """The language model that is configured."""
+        return self._chat
+
+    def variant(self, changes: Mapping[str, Any]) -> AbstractContextManager[Variant]:
+        """Other models for a while, for queries that measure; see `latency.lab.Lab`."""
+        return variants.variant(self.settings, self.clients(), changes)
+
+    def baseline(self, *, before: float | None = None) -> Baseline:
+        """What is usual here, from stored queries (before that time, Unix seconds)."""
+        return self.investigation.baseline(before=before)
 
     def change(self, changes: Mapping[str, Any]) -> None:
         """Write settings that pages may change (`CHANGEABLE`) to edited.toml and put them in force for the next query.
@@ -288,6 +330,13 @@ class Runtime:
 
     # 4) the deployment
 
+    def remove_machine(self, name: str, *, forget: bool = False) -> None:
+        """Watch a machine no more that was added on a page; `forget` deletes its history too. Raises SettingsError, RagError."""
+        with self._lock:
+            self._put({"machines": deployment.without_machine(self.settings, name) or None})
+        if forget:
+            self.deployment.forget(name)
+
     @property
     def sweep(self) -> Sweep:
         return self.deployment.sweep
@@ -304,7 +353,22 @@ class Runtime:
     def notifier(self) -> Notifier:
         return self.deployment.notifier
 
-    # 5) status
+    # 5) the investigation
+
+    @property
+    def readings(self) -> ReadingStore:
+        return self.investigation.readings
+
+    @property
+    def experiments(self) -> ExperimentStore:
+        return self.investigation.experiments
+
+    @property
+    def receiver(self) -> Receiver | None:
+        """Takes the spans of other programs; None where the settings say not to."""
+        return self.investigation.receiver
+
+    # 6) status
 
     def test_model(self, kind: str) -> Probe:
         """Try the embedder or the reranker with one text or pair, past every cache. Raises RagError."""

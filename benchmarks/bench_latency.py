@@ -23,8 +23,6 @@ from statistics import median
 from typing import Any
 
 from latency import percentiles, what_if
-from latency.baseline import build
-from latency.findings import find_many
 from latency.percentiles import Selection
 from latency.stage_table import StageTable, StageTables
 from latency.types import Case

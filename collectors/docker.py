@@ -1,4 +1,4 @@
-"""Docker (or Podman) containers: state, health, restarts, memory. Knows no transport, and restarts nothing: it only reads.
+"""Docker (or Podman) containers: state, health, restarts, memory. Knows no transport, and changes nothing: it only reads.
 
 `COMMAND` prints the machine's time, one JSON line a container and, from the control groups, their memory: `docker stats` takes
 two seconds and asks the daemon. A daemon that does not answer is a fault and `containers` is None: dead is not "none".
@@ -21,8 +21,9 @@ _FORMAT = (
     ',"started":{{json .State.StartedAt}},"finished":{{json .State.FinishedAt}}'
     ',"health":{{if .State.Health}}{{json .State.Health.Status}}{{else}}null{{end}}}'
 )
-_FIND = "docker=docker; command -v docker >/dev/null 2>&1 || { command -v podman >/dev/null 2>&1 && docker=podman; }"
-COMMAND = f"""{_FIND}
+# Sets $docker to the program that is there.
+FIND = "docker=docker; command -v docker >/dev/null 2>&1 || { command -v podman >/dev/null 2>&1 && docker=podman; }"
+COMMAND = f"""{FIND}
 printf 'now %s\\n' "$(date +%s)"
 if ids=$($docker ps --all --quiet --no-trunc 2>&1); then
   printf 'answered\\n'
@@ -34,6 +35,7 @@ if ids=$($docker ps --all --quiet --no-trunc 2>&1); then
   done
 else printf '%s\\n' "$ids"; fi
 """
+CLOCK_SECONDS = 5.0  # `date` tells whole seconds, and clocks are set by small steps
 CONTAINER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")
 
 _FAULTS = (
@@ -48,7 +50,7 @@ def logs(container: str, count: int = 50) -> str:
     """The command for the last lines of a container's log. Raises ValueError for what is no container's name."""
     if not CONTAINER_NAME.fullmatch(container):
         raise ValueError(f"not the name of a container: {container!r}")
-    return f"{_FIND}; $docker logs --tail {int(count)} --timestamps {shlex.quote(container)} 2>&1"
+    return f"{FIND}; $docker logs --tail {int(count)} --timestamps {shlex.quote(container)} 2>&1"
 
 
 def parse(text: str) -> Containers:
@@ -101,9 +103,16 @@ def _container(line: str, now: float | None, memory: dict[str, int | None]) -> C
         restarts=_integer(row, "restarts"),
         exit_code=_integer(row, "exit"),
         out_of_memory=row["oom"] if isinstance(row.get("oom"), bool) else None,
-        state_seconds=None if since is None or now is None else max(0.0, now - since),
+        state_seconds=_age(since, now),
         memory_bytes=memory.get(row["id"]),
     )
+
+
+def _age(since: float | None, now: float | None) -> float | None:
+    """None where the clock there was set back beyond the time: it did not begin just now."""
+    if since is None or now is None or now < since - CLOCK_SECONDS:
+        return None
+    return max(0.0, now - since)
 
 
 def _text(row: dict[str, Any], name: str) -> str | None:

@@ -15,6 +15,7 @@ from collectors.errors import CollectorError
 from collectors.host_keys import Policy
 from collectors.machines import LOCAL, PARTS, Machine
 from collectors.prometheus_source import PrometheusSource
+from collectors.restart import canonical
 from collectors.service_watch import FUNCTIONAL_SECONDS, LIVENESS_SECONDS, WatchedService
 from collectors.services import KINDS, Service, ServiceError, Thresholds
 from collectors.source_watch import EVERY_SECONDS as PROMETHEUS_SECONDS
@@ -159,6 +160,7 @@ def _machine(entry: _Entry) -> Machine:
         use_agent=entry.flag("use_agent", defaults.use_agent),
         collect=PARTS if collect is None else tuple(part for part in PARTS if part in collect),
         units=entry.texts("units") or (),
+        restart=_restartable(entry),
         expected_gpus=entry.whole("expected_gpus", 0, 1_000),
         every_seconds=entry.seconds("every_seconds", defaults.every_seconds),
         slow_every_seconds=entry.seconds("slow_every_seconds", defaults.slow_every_seconds, 5.0),
@@ -166,6 +168,13 @@ def _machine(entry: _Entry) -> Machine:
     entry.done()
     _check_machine(entry, machine)
     return machine
+
+
+def _restartable(entry: _Entry) -> tuple[str, ...]:
+    try:
+        return tuple(dict.fromkeys(canonical(name) for name in entry.texts("restart") or ()))
+    except ValueError as error:
+        raise entry.error(f"restart: {error}") from None
 
 
 def _check_machine(entry: _Entry, machine: Machine) -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from collectors import disks, docker, psutil_host, systemd
-from collectors.connection_test import NEEDED, OPTIONAL, StepResult
+from collectors.connection_test import NEEDED, OPTIONAL, StepResult, Told, ignore
 from collectors.errors import CollectorError
 from collectors.local import LocalShell
 from collectors.machines import HostRates, Machine, PartName
@@ -64,8 +64,15 @@ class LocalReader:
         self._nvml.close()
 
 
-def try_local(timeout: float = 15.0) -> tuple[StepResult, ...]:
-    """The connection test of the machine we run on: its shell and the commands that are needed."""
+def try_local(timeout: float = 15.0, told: Told = ignore) -> tuple[StepResult, ...]:
+    """The connection test of the machine we run on: its shell and the commands that are needed. `told` gets each step."""
+    steps = _local_steps(timeout)
+    for step in steps:
+        told(step)
+    return steps
+
+
+def _local_steps(timeout: float) -> tuple[StepResult, ...]:
     names = " ".join([*NEEDED, *OPTIONAL])
     command = f"for name in {names}; do command -v $name >/dev/null 2>&1 || printf '%s\\n' $name; done"
     try:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from collectors import disks, docker, nvidia_smi, proc, systemd
-from collectors.connection_test import StepResult, try_connection
+from collectors.connection_test import StepResult, Told, ignore, try_connection
 from collectors.errors import CollectorError, ConnectionLost, TimedOut
 from collectors.loop import Loop
 from collectors.machines import HostRates, Machine, PartName, unreachable
@@ -195,10 +195,13 @@ class RemoteReader:
         }
 
 
-def try_machine(machine: Machine, timeout: float = 15.0) -> tuple[StepResult, ...]:
-    """The connection test of a machine with an address, step by step. Never raises for what the machine does."""
+def try_machine(machine: Machine, timeout: float = 15.0, told: Told = ignore) -> tuple[StepResult, ...]:
+    """The connection test of a machine with an address, step by step; see `try_connection`. Never raises for what the machine
+    does."""
     try:
         route = resolve(machine.target)
     except CollectorError as error:
-        return (StepResult("name", False, error.message, error.next_step),)
-    return try_connection(route, timeout)
+        failed = StepResult("name", False, error.message, error.next_step)
+        told(failed)
+        return (failed,)
+    return try_connection(route, timeout, told=told)

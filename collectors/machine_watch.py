@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from collectors import docker, systemd
+from collectors import docker, restart, systemd
 from collectors.alerts import Observation
 from collectors.derived import Numbers, absent, collection, numbers, part_of
 from collectors.errors import AuthenticationFailed, CollectorError
@@ -59,6 +59,7 @@ class MachineWatch:
         self._halted = self._closed = False
         self._failures = 0
         self._burst_until = 0.0
+        self._restarting: set[str] = set()
         self._retry_at: float | None = None
         task = around.scheduler.task
         self._connecting: Task = task(f"connect {machine.name}", self._connect)
@@ -109,6 +110,24 @@ class MachineWatch:
         command = systemd.logs(name, lines) if name in units else docker.logs(name, lines)
         return self._reader.run(f"{command} | tail -c {LOG_BYTES}", timeout).stdout
 
+    def restart(self, name: str) -> restart.Restarted:
+        """See `Sweep.restart`."""
+        with self._lock:
+            if name not in self.machine.restart:
+                raise ValueError(f"the settings of {self.machine.name} do not name {cut(name)!r} for a restart")
+            if name in self._restarting:
+                raise ValueError(f"{name} is being restarted already")
+            self._restarting.add(name)
+        try:
+            output = self._reader.run(restart.command(name), restart.SECONDS)
+        finally:
+            with self._lock:
+                self._restarting.discard(name)
+            part: PartName = "containers" if name.startswith(restart.CONTAINER) else "units"
+            if part in self._tasks:
+                self._tasks[part].soon()
+        return restart.outcome(name, output)
+
     def view(self) -> MachineView:
         now = self._around.monotonic()
         with self._lock:
@@ -122,6 +141,7 @@ class MachineWatch:
                 problem=self._problem,
                 retry_seconds=retry,
                 expected_gpus=self._expected_gpus(),
+                restart=self.machine.restart,
                 **parts,
             )
 
@@ -135,8 +155,8 @@ class MachineWatch:
             known = {part: memory for part, memory in self._parts.items() if not memory.absent}
             ages = [now - (self._since if memory.read_at is None else memory.read_at) for memory in known.values()]
             fast = [memory.seconds for part, memory in known.items() if part in FAST and memory.seconds is not None]
-            problem = f"{self._problem.text} ({self._problem.next_step})" if self._problem else ""
-            return collection(self._problem is not None, max(ages, default=None), max(fast, default=None), problem)
+            said = self._problem.sentence if self._problem else ""
+            return collection(self._problem is not None, max(ages, default=None), max(fast, default=None), said)
 
     def known(self) -> dict[str, float]:
         """All metrics of the last reading of each part, and how well it can be read."""

@@ -29,7 +29,8 @@ PROCESS_SECONDS = 30.0  # 800 of them take 6 ms to parse, thirty times the rest 
 @dataclass(frozen=True, slots=True)
 class Machine:
     """One machine of the settings. `address` None is the machine we run on; else a host, an alias of ~/.ssh/config, or
-    `user@host:port`. `collect` are the parts to be read, `units` the systemd units to be listed besides those that failed.
+    `user@host:port`. `collect` are the parts to be read, `units` the systemd units to be listed besides those that failed, and
+    `restart` what may be restarted on screen (`vllm.service`, `docker:whisper`): nothing else there is ever changed.
 
     `expected_gpus` None: as many as were seen in the last days. Host and GPUs are read every `every_seconds`, the rest every
     `slow_every_seconds`.
@@ -47,6 +48,7 @@ class Machine:
     use_agent: bool = True
     collect: tuple[PartName, ...] = PARTS
     units: tuple[str, ...] = ()
+    restart: tuple[str, ...] = ()
     expected_gpus: int | None = None
     every_seconds: float = 2.0
     slow_every_seconds: float = 30.0

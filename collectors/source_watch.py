@@ -88,7 +88,7 @@ class SourceWatch:
     def _collection(self, reading: MachineReading) -> Numbers:
         with self._lock:
             problem, age = self._memory.problem, self._memory.age(self._around.monotonic())
-        said = f"{problem.text} ({problem.next_step})" if problem else ""
+        said = problem.sentence if problem else ""
         return collection(problem is not None, _sum(reading.age_seconds, age), None, said)
 
     def known(self, name: str) -> dict[str, float]:

@@ -41,6 +41,7 @@ from collectors.texts import cut
 
 KEEPALIVE_SECONDS = 15
 UNACKNOWLEDGED_MILLISECONDS = 20_000
+Passed = Callable[[Step, str], None]
 POLL_SECONDS = 1.0  # how often paramiko's thread looks up while nothing comes; its default of 0.1 s costs CPU on 50 machines
 _LOG = "collectors.paramiko"
 
@@ -55,16 +56,14 @@ class SshShell:
         self._socket: Any = None
         self._proxy: subprocess.Popen[bytes] | None = None
 
-    def connect(self, timeout: float, passed: Callable[[Step], None] = lambda step: None) -> None:
-        """Connect and log in, in `timeout` seconds in all; `passed` is told each step. Raises a CollectorError whose `step` says
-        where it failed; then nothing is left open."""
+    def connect(self, timeout: float, passed: Passed = lambda step, found: None) -> None:
+        """Connect and log in, in `timeout` seconds in all; `passed` is told each step when it is done, and what was found. Raises
+        a CollectorError whose `step` says where it failed; then nothing is left open."""
         deadline = time.monotonic() + timeout
         try:
             self._socket = self._reach(deadline, passed)
             self._handshake(deadline, passed)
-            passed("host key")
-            self._log_in(deadline)
-            passed("authentication")
+            passed("authentication", self._log_in(deadline))
         except BaseException:
             self.close()
             raise
@@ -120,16 +119,16 @@ class SshShell:
 
     # Connecting, step by step.
 
-    def _reach(self, deadline: float, passed: Callable[[Step], None]) -> Any:
+    def _reach(self, deadline: float, passed: Passed) -> Any:
         """A socket, or what behaves like one, to the machine's SSH server."""
         route = self.route
         if route.jump is not None:
             return self._through_jump(route.jump, deadline, passed)
         if route.proxy_command is not None:
-            passed("name")
+            passed("name", "left to its ProxyCommand")
             return self._through_proxy(route.proxy_command)
         addresses = resolve_name(route.host, route.port, _left(deadline))
-        passed("name")
+        passed("name", ", ".join(dict.fromkeys(str(each[4][0]) for each in addresses[:4])))
         return open_socket(addresses, route.address, deadline)
 
     def _through_proxy(self, command: str) -> socket.socket:
@@ -145,7 +144,7 @@ class SshShell:
             )
         return ours
 
-    def _through_jump(self, jump: Route, deadline: float, passed: Callable[[Step], None]) -> Any:
+    def _through_jump(self, jump: Route, deadline: float, passed: Passed) -> Any:
         import paramiko  # type: ignore[import-untyped]
 
         self._jump = SshShell(jump)
@@ -154,7 +153,7 @@ class SshShell:
         except CollectorError as error:
             error.message = f"on the way, at the jump host: {error.message}"
             raise
-        passed("name")
+        passed("name", f"left to the jump host {jump.address}, which let us in")
         there = (self.route.host, self.route.port)
         try:
             channel = self._jump._transport.open_channel("direct-tcpip", there, ("127.0.0.1", 0), timeout=_left(deadline))
@@ -166,7 +165,7 @@ class SshShell:
             ) from error
         return channel
 
-    def _handshake(self, deadline: float, passed: Callable[[Step], None]) -> None:
+    def _handshake(self, deadline: float, passed: Passed) -> None:
         """Agree on keys, and check the host's before anything is sent."""
         import paramiko
 
@@ -187,10 +186,13 @@ class SshShell:
                 next_step="Is this the port of an SSH server, is it overloaded (MaxStartups), is it very old?",
                 address=route.address,
             ) from error
-        passed("connect")
-        known.check(HostKey(key.get_name(), key.asbytes()), route.policy, route.address)
+        passed("connect", cut(str(transport.remote_version)))
+        shown = HostKey(key.get_name(), key.asbytes())
+        known.check(shown, route.policy, route.address)
+        passed("host key", f"{shown.fingerprint} ({shown.type})")
 
-    def _log_in(self, deadline: float) -> None:
+    def _log_in(self, deadline: float) -> str:
+        """Returns with what we were let in."""
         import paramiko
 
         route, transport = self.route, self._transport
@@ -210,7 +212,7 @@ class SshShell:
             except (paramiko.SSHException, OSError, EOFError) as error:
                 raise self._refused(tried, cut(str(error))) from error
             if not more:
-                return
+                return f"as {route.user} with {name}"
             raise self._refused(tried, f"it wants more than a key: {', '.join(more)}")
         if unusable:
             raise unusable[0]

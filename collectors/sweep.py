@@ -13,7 +13,7 @@ from random import Random
 from typing import NamedTuple
 
 from collectors.alerts import Alerts
-from collectors.connection_test import StepResult
+from collectors.connection_test import StepResult, Told, ignore
 from collectors.history import History
 from collectors.keeper import Keeper, Known
 from collectors.machine_local import LocalReader, try_local
@@ -21,6 +21,7 @@ from collectors.machine_remote import RemoteReader, try_machine
 from collectors.machine_watch import MachineWatch
 from collectors.machines import LOCAL, Machine, Reader
 from collectors.notify import Notifier
+from collectors.restart import Restarted
 from collectors.retry import Doors
 from collectors.scheduler import Scheduler
 from collectors.service_watch import ServiceWatch, WatchedService
@@ -192,11 +193,12 @@ class Sweep:
         else:
             watches.machines[name].retry()
 
-    def test(self, name: str, timeout: float = 15.0) -> tuple[StepResult, ...]:
+    def test(self, name: str, timeout: float = 15.0, told: Told = ignore) -> tuple[StepResult, ...]:
         """The connection test of a machine, on a connection of its own; when it goes well, the sweep tries again too. At most
-        `timeout` seconds. Raises KeyError for an unknown name; for a machine that is not watched yet see `try_machine`."""
+        `timeout` seconds; `told` gets each step when it is over. Raises KeyError for an unknown name; for a machine that is not
+        watched yet see `try_machine`."""
         watch = self._watches.machines[name]
-        steps = try_local(timeout) if watch.machine.is_local else try_machine(watch.machine, timeout)
+        steps = try_local(timeout, told) if watch.machine.is_local else try_machine(watch.machine, timeout, told)
         if all(step.ok for step in steps):
             watch.retry()
         return steps
@@ -210,6 +212,12 @@ class Sweep:
         from the machine: not to be shown unescaped. Raises KeyError for an unknown machine, ValueError for a name that is not
         listed, CollectorError when the machine cannot be asked."""
         return self._watches.machines[machine].logs(unit_or_container, max(1, min(lines, MAX_LOG_LINES)), LOG_SECONDS)
+
+    def restart(self, machine: str, name: str) -> Restarted:
+        """Restart a unit (`vllm.service`) or container (`docker:whisper`) that the machine's settings name for it, and wait for
+        the end: up to 90 s. Raises KeyError for an unknown machine, ValueError for any other name and for one that is being
+        restarted, CollectorError when the machine cannot be asked. Keeping a record of it is the caller's."""
+        return self._watches.machines[machine].restart(name)
 
     # 4) inside
 

@@ -1,4 +1,4 @@
-"""systemd units: the ones asked for, and all that failed. Knows no transport, and restarts nothing: it only reads.
+"""systemd units: the ones asked for, and all that failed. Knows no transport, and changes nothing: it only reads.
 
 `build(units)` -> command, `parse(text)` -> reading. Times are taken from the machine's own monotonic clock, so that neither its
 time zone nor a jump of its clock matters.

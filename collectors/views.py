@@ -36,6 +36,11 @@ class Problem:
     fingerprint: str | None = None
     command: str | None = None
 
+    @property
+    def sentence(self) -> str:
+        """What is wrong and, in brackets, what to do."""
+        return f"{self.text} ({self.next_step})" if self.next_step else self.text
+
     @classmethod
     def of(cls, error: Exception) -> Problem:
         """The problem that an error stands for; one that is not of our trees is a defect here."""
@@ -73,7 +78,8 @@ class Part(Generic[T]):
 @dataclass(frozen=True, slots=True)
 class MachineView:
     """One machine. A part that is not collected is None. `problem` is why the machine as a whole cannot be read;
-    `retry_seconds` when it is tried again, None when not by itself. `expected_gpus` None: unknown."""
+    `retry_seconds` when it is tried again, None when not by itself. `expected_gpus` None: unknown. `restart` is what the settings
+    allow to be restarted."""
 
     name: str
     address: str
@@ -89,6 +95,7 @@ class MachineView:
     engines: tuple[Engine, ...] | None = None
     expected_gpus: int | None = None
     source_faults: tuple[Fault, ...] = ()
+    restart: tuple[str, ...] = ()
 
     def parts(self) -> Iterator[tuple[PartName, Part[Record]]]:
         """(name, part) of those that are collected."""
@@ -113,6 +120,7 @@ class MachineView:
             "problem": _problem_json(self.problem),
             "retry_seconds": self.retry_seconds,
             "expected_gpus": self.expected_gpus,
+            "restart": list(self.restart),
             **{name: parts.get(name) for name in PARTS},
             "engines": None if self.engines is None else [to_json(engine) for engine in self.engines],
             "faults": [to_json(fault) for fault in self.faults],

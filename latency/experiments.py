@@ -15,18 +15,17 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
-from importlib import metadata
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-import psutil
-
-from collectors.readings import Gpus
 from jobs import Event, Job, Jobs, JobsFull, Work
+from latency.environment import environment
 from rag import trace_file
 from rag.errors import RagError
 from rag.trace_rows import pack, unpack
+
+__all__ = ["KINDS", "Experiment", "ExperimentStore", "Kind", "State", "environment", "run", "said"]
 
 log = logging.getLogger(__name__)
 
@@ -39,20 +38,6 @@ APPLICATION_ID = 0x52414758  # "RAGX"
 VERSION = 1
 NAME_CHARS = 200
 WAIT_SECONDS = 5.0
-PACKAGES = (
-    "torch",
-    "transformers",
-    "sentence-transformers",
-    "tokenizers",
-    "numpy",
-    "pymilvus",
-    "milvus-lite",
-    "openai",
-    "httpx",
-    "streamlit",
-    "redis",
-    "vllm",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,15 +104,15 @@ class ExperimentStore:
             row = db.execute(f"SELECT {_COLUMNS}, result FROM experiments WHERE id = ?", (experiment_id,)).fetchone()
         return self._experiment(row) if row else None
 
-    def list(self, kind: Kind | None = None, limit: int = 100, *, results: bool = True) -> list[Experiment]:
+    def list(self, kind: Kind | None = None, limit: int = 100, *, results: bool = True) -> tuple[Experiment, ...]:
         """Newest first. `results` False leaves them out, for a list that shows none."""
         result = "result" if results else "NULL"
         where, values = ("WHERE kind = ?", [kind]) if kind else ("", [])
         sql = f"SELECT {_COLUMNS}, {result} FROM experiments {where} ORDER BY started_at_unix DESC, id LIMIT ?"
         with self._lock, self._open() as db:
             rows = db.execute(sql, [*values, limit]).fetchall()
-            found = [self._experiment(row) for row in rows]
-            return [self._unsaved.get(each.id, each) for each in found]
+        found = [self._experiment(row) for row in rows]
+        return tuple(self._unsaved.get(each.id, each) for each in found)
 
     def rename(self, experiment_id: str, name: str) -> None:
         """Raises RagError bad_input for a name that is none, not_found."""
@@ -207,12 +192,14 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
     application = int(db.execute("PRAGMA application_id").fetchone()[0])
     tables = int(db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
     if (version or tables) and application != APPLICATION_ID:
-        raise RagError(f"{path} belongs to another program.", kind="bad_input", next_step="Move it away, or use another data folder.")
+        raise RagError(
+            f"{path} belongs to another program.", kind="bad_input", next_step="Move it away, or use another data folder."
+        )
     if version > VERSION:
         raise RagError(f"{path} was written by a newer version.", kind="bad_input", next_step="Update this program.")
     if version == VERSION:
         return
-    db.execute("PRAGMA journal_mode = WAL")
+    _turn_to_wal(db)
     db.executescript(
         f"""BEGIN IMMEDIATE;
         CREATE TABLE IF NOT EXISTS experiments (
@@ -225,21 +212,41 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
     )
 
 
+def _turn_to_wal(db: sqlite3.Connection) -> None:
+    """SQLite does not wait by itself while two processes turn a new file to WAL."""
+    end = time.monotonic() + WAIT_SECONDS
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                raise
+        time.sleep(0.05)
+
+
 def _missing(experiment_id: str) -> RagError:
     return RagError(f"there is no experiment {experiment_id}", kind="not_found", next_step="The page Experiments lists them.")
 
 
 def _owner() -> str:
     """This process, so that another one can tell whether it still runs: a process id alone comes again after a restart."""
-    return f"{platform.node()}/{os.getpid()}/{psutil.Process().create_time():.2f}"
+    return f"{platform.node()}/{os.getpid()}/{_started(os.getpid())}"
 
 
 def _is_alive(owner: str) -> bool:
-    node, pid, created = owner.rsplit("/", 2)
+    node, pid, started = owner.rsplit("/", 2)
+    return node == platform.node() and started != "gone" and _started(int(pid)) == started
+
+
+def _started(pid: int) -> str:
+    """The boot and the clock tick in which the process was started (proc(5), field 22 of stat); `gone` where there is none."""
     try:
-        return node == platform.node() and f"{psutil.Process(int(pid)).create_time():.2f}" == created
-    except (psutil.Error, ValueError):
-        return False
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return "gone"
+    return f"{boot}.{stat.rpartition(')')[2].split()[19]}"
 
 
 # 2) an experiment as a job
@@ -312,72 +319,3 @@ def said(problem: BaseException) -> str:
         return f"{type(problem).__name__}: {problem}"
     step = getattr(problem, "next_step", "")
     return f"{message.rstrip('.')}. {step}".strip()
-
-
-# 3) the environment
-
-
-def environment(version: str, gpus: Gpus | None = None, *, root: Path = Path("/")) -> dict[str, Any]:
-    """What an experiment's numbers depend on: versions, processor, memory, GPUs, system. `version` is RAG Deck's own.
-
-    `gpus` is a reading of the local GPUs; None leaves them unknown. Limits are those of the control group, None without. Nothing
-    is imported to learn its version.
-    """
-    return {
-        "ragdeck": version,
-        "python": platform.python_version(),
-        "packages": {name: found for name in PACKAGES if (found := _version(name)) is not None},
-        "system": _os_name(root),
-        "kernel": platform.release(),
-        "machine": platform.node(),
-        "cpu": _cpu_model(root),
-        "architecture": platform.machine(),
-        "cores": os.cpu_count(),
-        "cores_usable": len(os.sched_getaffinity(0)),
-        "cores_limit": _cpu_limit(root),
-        "memory_bytes": psutil.virtual_memory().total,
-        "memory_limit_bytes": _number(_text(root / "sys/fs/cgroup/memory.max")),
-        **_gpus(gpus),
-    }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _gpus(reading: Gpus | None) -> dict[str, Any]:
-    if reading is None or reading.gpus is None:
-        reasons = [fault.text for fault in reading.faults] if reading else ["not read"]
-        return {"gpus": None, "gpus_unknown": "; ".join(reasons), "driver": None}
-    listed = [{"index": gpu.index, "name": gpu.name, "memory_bytes": gpu.memory_total_bytes} for gpu in reading.gpus]
-    return {"gpus": listed, "driver": reading.driver_version}
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
-def _number(text: str) -> int | None:
-    return int(text) if text.strip().isdigit() else None
-
-
-def _cpu_model(root: Path) -> str | None:
-    lines = (line.partition(":") for line in _text(root / "proc/cpuinfo").splitlines())
-    return next((value.strip() for key, _, value in lines if key.strip() in ("model name", "Model")), None)
-
-
-def _os_name(root: Path) -> str:
-    lines = (line.partition("=") for line in _text(root / "etc/os-release").splitlines())
-    return next((value.strip().strip('"') for key, _, value in lines if key == "PRETTY_NAME"), platform.system())
-
-
-def _cpu_limit(root: Path) -> float | None:
-    """Cores' worth of time that the control group may use (cgroup v2, cpu.max: quota and period in microseconds)."""
-    quota, _, period = _text(root / "sys/fs/cgroup/cpu.max").strip().partition(" ")
-    return int(quota) / int(period) if quota.isdigit() and period.isdigit() else None

@@ -109,12 +109,15 @@ def find(steps: Sequence[Step]) -> Knee:
 
 
 def _knee(steps: Sequence[Step]) -> float | None:
-    """The first step after which throughput is level to the end; the knee is where its line reaches that level."""
+    """Where the line through the last step that still grew reaches the level: the first step after which throughput is level to
+    the end tells which that is. Lines start at no users and no throughput."""
     last = steps[-1].users
     for index, step in enumerate(steps[:-1]):
         level = max(each.throughput for each in steps[index:])
         if math.log(level / step.throughput) < FLAT * math.log(last / step.users):
-            return min(step.users * level / step.throughput, float(last))
+            growing = steps[max(0, index - 1)]
+            lines = (each.users * level / each.throughput for each in (growing, step))
+            return min(*lines, float(last))
     return None
 
 
@@ -125,7 +128,8 @@ def _sentence(users: float | None, steps: Sequence[Step], capacity: float) -> st
     if users <= steps[0].users:
         return f"The knee is at or below {_users(users)}: {capacity:.3g} answers/s were reached with the smallest step."
     rise = f", from {_p50(steps[0])} to {_p50(last)} (median) at {last.users}" if steps[0].total and last.total else ""
-    return f"The knee is at about {_users(users)}: from there on throughput stays near {capacity:.3g} answers/s and latency grows{rise}."
+    level = f"throughput stays near {capacity:.3g} answers/s and latency grows"
+    return f"The knee is at about {_users(users)}: from there on {level}{rise}."
 
 
 def _users(users: float) -> str:
@@ -192,12 +196,17 @@ def _saturated(calm: Step, loaded: Step) -> tuple[str, ...]:
     ]
     before = {(each.source, each.metric): each.mean for each in calm.readings}
     found += [
-        f"{each.mean:.3g} requests waited inside {each.source} on average (n {each.n}), {before.get((each.source, each.metric), 0):.3g} in the calm step"
+        _waiting(each, earlier)
         for each in loaded.reading("engine.waiting")
-        if each.mean >= max(1.0, 2 * before.get((each.source, each.metric), 0.0))
+        if each.mean >= max(1.0, 2 * (earlier := before.get((each.source, each.metric), 0.0)))
     ]
     found += [_process(each) for each in loaded.reading("process.cpu_ratio") if each.mean >= 0.9]
     return tuple(found)
+
+
+def _waiting(reading: Reading, before: float) -> str:
+    waited = f"{reading.mean:.3g} requests waited inside {reading.source} on average (n {reading.n})"
+    return f"{waited}, {before:.3g} in the calm step"
 
 
 def _process(reading: Reading) -> str:

@@ -79,9 +79,7 @@ def options_of(base: Options, changes: Mapping[str, Any]) -> Options:
     """The options with what the plan changes; caches are bypassed unless it says otherwise. Raises RagError for unknown keys."""
     known = {field.name for field in fields(Options)}
     if unknown := sorted(changes.keys() - known):
-        raise RagError(
-            f"unknown option {unknown[0]!r}", kind="bad_input", next_step=f"Known are {', '.join(sorted(known))}."
-        )
+        raise RagError(f"unknown option {unknown[0]!r}", kind="bad_input", next_step=f"Known are {', '.join(sorted(known))}.")
     return replace(base, **{"caches": "bypass", **changes})
 
 
@@ -111,11 +109,15 @@ def told_of(answer: Answer) -> Told:
 
 
 class HttpClient:
-    """Asks a server: RAG Deck's own API, whose answers carry stages, or any other that answers such a body, by text alone."""
+    """Asks a server: RAG Deck's own API, whose answers carry stages, or any other that answers such a body, by text alone.
+
+    `caches: bypass` is added where the options say nothing of caches, and left out from then on where it is refused.
+    """
 
     def __init__(self, url: str, token: str | None, options: Mapping[str, Any], timeout: float, connections: int) -> None:
         self.url = ask_url(url)
         self._options = dict(options)
+        self._added = {} if "caches" in options else {"caches": "bypass"}
         headers = {"authorization": f"Bearer {token}"} if token else {}
         limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
         times = httpx.Timeout(timeout, connect=min(5.0, timeout), pool=timeout)
@@ -124,7 +126,12 @@ class HttpClient:
 
     def ask(self, question: str, stop: threading.Event) -> Told:
         try:
-            return self._asked(question)
+            added = self._added
+            told = self._asked(question, added)
+            if told.error == "bad_input" and added:
+                self._added = {}
+                told = self._asked(question, {})
+            return told
         except httpx.TimeoutException:
             return Told(error="timeout", message=f"no answer within {self._timeout:g} s")
         except (httpx.HTTPError, httpx.InvalidURL, RuntimeError) as problem:  # RuntimeError: the client was closed meanwhile
@@ -132,10 +139,10 @@ class HttpClient:
                 return Told(error="cancelled")
             return Told(error="connection", message=f"{type(problem).__name__}: {problem}")
 
-    def _asked(self, question: str) -> Told:
+    def _asked(self, question: str, added: Mapping[str, str]) -> Told:
         end = time.monotonic() + self._timeout
         body = bytearray()
-        with self._http.stream("POST", self.url, json={"query": question, **self._options}) as response:
+        with self._http.stream("POST", self.url, json={"query": question, **added, **self._options}) as response:
             for piece in response.iter_bytes():
                 body += piece
                 if len(body) > MAX_ANSWER_BYTES:
@@ -156,7 +163,9 @@ def ask_url(url: str) -> str:
     except ValueError:
         fine = False
     if not fine:
-        raise RagError("the address to ask is no HTTP address", kind="bad_input", next_step="Give one like http://127.0.0.1:8080.")
+        raise RagError(
+            "the address to ask is no HTTP address", kind="bad_input", next_step="Give one like http://127.0.0.1:8080."
+        )
     if parts.username or parts.password:
         raise RagError("the address holds a login", kind="bad_input", next_step="Give the token apart from the address.")
     return url.strip() if parts.path not in ("", "/") else f"{parts.scheme}://{parts.netloc}{ASK_PATH}"

@@ -70,7 +70,8 @@ def _values(snapshot: Snapshot) -> Iterator[_Value]:
             yield from _of_part(machine.name, part)
         yield from _own_process(machine)
         for engine in machine.engines or ():
-            yield from _wanted(engine.name or machine.name, snapshot.at, metrics(engine))
+            at = machine.host.at if machine.host else None  # a Prometheus server tells both at once
+            yield from _wanted(engine.name or machine.name, at or snapshot.at, metrics(engine))
     for service in snapshot.services:
         yield from _of_part(service.name, service.engine)
 

@@ -42,10 +42,12 @@ class Heard(NamedTuple):
     def seconds(self) -> float:
         return self.ended - self.intended
 
-    def share_within(self, end: float) -> float:
-        """The part of its time with the answerer that lies before `end`."""
+    def share_within(self, start: float, end: float) -> float:
+        """The part of its time with the answerer that lies between the two."""
         length = self.ended - self.sent
-        return 1.0 if self.ended <= end else 0.0 if length <= 0 else max(0.0, (end - self.sent) / length)
+        if length <= 0:
+            return float(start <= self.ended <= end)
+        return max(0.0, min(self.ended, end) - max(self.sent, start)) / length
 
 
 class Times(NamedTuple):
@@ -94,8 +96,8 @@ class Step:
     """`users` asked at once; with `rate` (questions a second, all users together) they did not wait for answers.
 
     `asked` counts what was sent, `answered` what was answered, `errors` the rest by kind; `examples` has a message of each kind.
-    `throughput` is answers a second in the `seconds` in which all users asked: a request that ran on afterwards counts with the
-    share of its time inside. `waited` is what requests waited in our own client before they were sent (with a rate alone).
+    `throughput` is answers a second (see there), `seconds` how long all users asked. `waited` is what requests waited in our own
+    client before they were sent (with a rate alone).
     `unfinished` had not ended when the test gave up on them, and are in none of the numbers but `asked`.
     """
 
@@ -163,8 +165,9 @@ def step_of(
     unfinished: int = 0,
     readings: tuple[Reading, ...] = (),
 ) -> Step:
-    """The step that these requests make; `window` is how long all users asked, in seconds. Cancelled requests are left out."""
+    """The step that these requests make; `window` is how long all users asked, in seconds. What was cancelled is unfinished."""
     kept = [each for each in heard if each.told.error != "cancelled"]
+    unfinished += len(heard) - len(kept)
     good = [each for each in kept if each.told.error is None]
     bad = [each.told for each in kept if each.told.error is not None]
     return Step(
@@ -173,7 +176,7 @@ def step_of(
         seconds=window,
         asked=len(kept) + unfinished,
         answered=len(good),
-        throughput=sum(each.share_within(window) for each in good) / window if window > 0 else 0.0,
+        throughput=throughput(kept, users, window, waits=rate is None),
         total=Times.of(each.seconds for each in good),
         stages=_by_stage(each.told.stages for each in good),
         queues=_by_stage(each.told.queues for each in good),
@@ -185,6 +188,24 @@ def step_of(
         readings=readings,
         slowest=_slowest(good),
     )
+
+
+def throughput(heard: Sequence[Heard], users: int, window: float, *, waits: bool) -> float:
+    """Answers a second. Where users wait for answers: from when each had its first one until the first had no more to ask; a
+    request that lies across one of these borders counts with the share of its time inside, so that neither the start with
+    empty queues nor the end with fewer users shows. Without such a time between (steps shorter than a few answers), and where
+    users do not wait: all answers over the time until the last one.
+    """
+    good = [each for each in heard if each.told.error is None]
+    if not good:
+        return 0.0
+    if waits:
+        first = sorted(heard, key=lambda each: each.sent)[:users]
+        start = max(each.ended for each in first)
+        if len(heard) > len(first) and start < window:
+            return sum(each.share_within(start, window) for each in good) / (window - start)
+    length = max(window, *(each.ended for each in good))
+    return len(good) / length if length > 0 else 0.0
 
 
 def _by_stage(each: Iterable[Mapping[str, float]]) -> dict[str, Times]:

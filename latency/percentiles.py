@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from latency.stage_options import NOT_RUN, OPTIONS, UNKNOWN
 from latency.stage_table import PARTS, Codes, Flags, Floats, Rows, StageTable
@@ -80,9 +82,10 @@ class Selection:
 
 
 class Chosen(NamedTuple):
-    """Rows of the table that were selected, out of `within` that began in the time; why the others were left out."""
+    """Rows of the table that were selected, `n` of `within` that began in the time; why the others were left out."""
 
     rows: Rows
+    n: int
     within: int
     measured: int
     other_origin: int
@@ -110,7 +113,7 @@ def choose(table: StageTable, selection: Selection) -> Chosen:
     if selection.option and selection.value is not None:
         labelled = OPTIONS[selection.option].of(table, at)
         fits = labelled.codes == labelled.find(selection.value)
-    return Chosen(at[fits], within, measured, other_origin, other_outcome, int((~fits).sum()))
+    return Chosen(at[fits], int(fits.sum()), within, measured, other_origin, other_outcome, int((~fits).sum()))
 
 
 def _ended(table: StageTable, at: Rows, outcome: str) -> Flags:
@@ -258,13 +261,18 @@ def trend(
     number = np.floor((table.started[kept] + offset) / step).astype(np.int64)
     order = np.lexsort((values, number))
     values, number = values[order], number[order]
-    starts = np.flatnonzero(np.diff(number, prepend=number[:1] - 1))
     buckets = []
-    for first, last in zip(starts, [*starts[1:], len(values)], strict=True):
-        n = int(last - first)
+    for first, last in _runs(number):
+        n = last - first
         p50, p95, longest = (float(values[first + each]) for each in (rank(50, n), rank(95, n), n - 1))
         buckets.append(Bucket(float(number[first] * step - offset), n, p50, p95, longest))
     return Trend(step, tuple(buckets), changes(table, rows, step))
+
+
+def _runs(numbers: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Where each run of equal numbers begins and ends."""
+    borders = [*np.flatnonzero(np.diff(numbers, prepend=numbers[:1] - 1)).tolist(), len(numbers)]
+    return list(pairwise(borders))
 
 
 _MODELS = ("model", "embed_model", "rerank_model")
@@ -285,16 +293,14 @@ def changes(table: StageTable, rows: Rows, step: float) -> tuple[Change, ...]:
 
 
 def _changes(name: str, started: Floats, codes: Codes, labels: tuple[str, ...], step: float) -> list[Change]:
-    number = np.floor(started / step).astype(np.int64)
-    borders = np.flatnonzero(np.diff(number, prepend=number[:1] - 1))
     found, before, began = [], -1, 0
-    for first, last in zip(borders, [*borders[1:], len(codes)], strict=True):
+    for first, last in _runs(np.floor(started / step).astype(np.int64)):
         usual = int(np.bincount(codes[first:last]).argmax())
         if before >= 0 and usual != before:
             # it may have begun in the bucket before, where the old value was still the usual one
             since = began + int(np.flatnonzero(codes[began:last] == usual)[0])
             found.append(Change(float(started[since]), name, labels[before], labels[usual]))
-        before, began = usual, int(first)
+        before, began = usual, first
     return found
 
 

@@ -7,7 +7,6 @@ left out and not asked again; without library or driver `problem` says why there
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -17,6 +16,11 @@ from collectors.owners import owner
 from collectors.texts import cut, ratio
 
 IDLE = "gpu_idle"  # the driver calls it a reason for low clocks; it is none that slows anything down
+# What a GPU, driver or library does not have; AttributeError is a library without the function.
+_NEVER = (
+    *("NVMLError_NotSupported", "NVMLError_FunctionNotFound", "NVMLError_InvalidArgument", "NVMLError_NoPermission"),
+    *("NVMLError_ArgumentVersionMismatch", "AttributeError"),
+)
 _REASONS = ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons")
 
 
@@ -37,7 +41,7 @@ class GpuReader:
         self._library = library
         self._read_text = read_text or _read_file
         self._handles: dict[int, Any] | None = None
-        self._unsupported: set[tuple[int, str]] = set()
+        self._unsupported: set[tuple[Any, ...]] = set()
         self._names: dict[int, tuple[str, str | None]] = {}
         self.reasons: dict[int, tuple[str, ...]] = {}
         self.problem: str | None = None
@@ -45,7 +49,8 @@ class GpuReader:
     def open(self) -> bool:
         """Have handles of all GPUs; False when there are none. Once opened the driver stays so until `close`."""
         if self._handles is None:
-            self.problem, self._handles = None, self._found()
+            self.problem = None
+            self._handles = self._found()
         self._names.clear()  # a pid may be another process by now
         return bool(self._handles)
 
@@ -85,11 +90,13 @@ class GpuReader:
                 f"gpu.{index}.power_limit_watts": ratio(gpu("nvmlDeviceGetEnforcedPowerLimit"), 1000.0),
                 f"gpu.{index}.sm_clock_max_mhz": gpu("nvmlDeviceGetMaxClockInfo", self._library.NVML_CLOCK_SM),
                 f"gpu.{index}.memory_total_bytes": getattr(memory, "total", None),
+                f"gpu.{index}.memory_clock_mhz": gpu("nvmlDeviceGetClockInfo", self._library.NVML_CLOCK_MEM),
+                f"gpu.{index}.memory_clock_max_mhz": gpu("nvmlDeviceGetMaxClockInfo", self._library.NVML_CLOCK_MEM),
             }
         return _known(found)
 
     def facts(self) -> dict[str, str]:
-        """Name and persistence mode ("on", "off") of each GPU, and `driver_version`."""
+        """Name and persistence mode ("true", "false") of each GPU, and `driver_version`."""
         found = {}
         if version := _text(_ask(self._library.nvmlSystemGetDriverVersion)):
             found["driver_version"] = version
@@ -98,7 +105,7 @@ class GpuReader:
                 found[f"gpu.{index}.name"] = name
             persistence = gpu("nvmlDeviceGetPersistenceMode")
             if persistence is not None:
-                found[f"gpu.{index}.persistence_enabled"] = "on" if persistence else "off"
+                found[f"gpu.{index}.persistence_enabled"] = "true" if persistence else "false"
         return found
 
     def processes(self) -> list[GpuUse]:
@@ -136,16 +143,16 @@ class GpuReader:
         """Ask this GPU: None for what it does not tell."""
 
         def ask(function: str, *arguments: Any) -> Any:
-            asked = f"{function}{arguments}"
-            if (index, asked) in self._unsupported:
+            asked = (index, function, *arguments)
+            if asked in self._unsupported:
                 return None
             try:
                 return getattr(self._library, function)(handle, *arguments)
             except Exception as error:
-                if type(error).__name__ in ("NVMLError_GpuIsLost", "NVMLError_Unknown"):
-                    self.problem = f"GPU {index}: {cut(str(error))}"
+                if type(error).__name__ in _NEVER:
+                    self._unsupported.add(asked)
                 else:
-                    self._unsupported.add((index, asked))  # also a library that has no such function
+                    self.problem = f"GPU {index}: {cut(str(error))}"
                 return None
 
         return ask
@@ -153,7 +160,7 @@ class GpuReader:
     def _who(self, pid: int) -> tuple[str, str | None]:
         if pid not in self._names:
             name = _text(_ask(self._library.nvmlSystemGetProcessName, pid)) or ""
-            self._names[pid] = os.path.basename(name), owner(self._read_text(f"/proc/{pid}/cgroup")) if name else None
+            self._names[pid] = name, owner(self._read_text(f"/proc/{pid}/cgroup")) if name else None
         return self._names[pid]
 
 

@@ -1,4 +1,4 @@
-"""The last so many readings of one pace, in preallocated arrays. Knows neither what is read nor by which clock; not thread-safe."""
+"""The last so many readings of one pace, in preallocated arrays. Knows neither what is read nor when; not thread-safe."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -232,10 +233,10 @@ def _stages(db: sqlite3.Connection, since: float, row_of: dict[str, int], n: int
     cursor = db.execute(_stage_sql(since), () if since == float("-inf") else (since,))
     while chunk := cursor.fetchmany(_CHUNK):
         keys, stages, taken, colds, *rest = zip(*chunk, strict=True)
-        place = [(row_of.get(key, -1), column_of.get(stage, -1)) for key, stage in zip(keys, stages, strict=True)]
-        at = np.array(place, np.intp)
-        known = (at >= 0).all(axis=1)
-        row, column = at[known, 0], at[known, 1]
+        row = np.fromiter(map(row_of.get, keys, repeat(-1)), np.intp, len(keys))
+        column = np.fromiter(map(column_of.get, stages, repeat(-1)), np.intp, len(keys))
+        known = (row >= 0) & (column >= 0)
+        row, column = row[known], column[known]
         seconds[row, column] = np.array(taken, np.float64)[known]
         cold[row, column] = np.array(colds, np.bool_)[known]
         for name, values in zip(numbers, rest, strict=False):

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from latency.percentiles import rank
 from latency.stage_table import Flags, Floats, Rows, StageTable
@@ -19,8 +18,7 @@ from rag.errors import RagError
 from rag.types import STAGES
 
 SEED = 20_261_121
-RESAMPLES = 400
-_MOST_POINTS = 2000
+DRAWS = 4000
 HYDE, SEARCH, RERANK, GENERATE = (STAGES.index(name) for name in ("hyde", "search", "rerank", "generate"))
 
 
@@ -58,7 +56,7 @@ class Scenario:
 
 
 class Estimate(NamedTuple):
-    """A percentile or mean in seconds; `low` to `high` is where it lies in 95 % of resamples of as many queries."""
+    """A percentile in seconds; `low` to `high` is where it lies in 95 % of resamples of as many queries."""
 
     value: float
     low: float
@@ -71,32 +69,38 @@ class Prediction(NamedTuple):
     n: int
     before_p50: Estimate
     before_p95: Estimate
-    before_mean: Estimate
+    before_mean: float
     p50: Estimate
     p95: Estimate
-    mean: Estimate
+    mean: float
     assumptions: tuple[str, ...]
 
 
 class _Mixture(NamedTuple):
-    """Durations, ascending, each with its probability; a point may stand for neighbours (the longest of them)."""
+    """Durations, ascending, and the probability of each or a shorter one."""
 
     seconds: Floats
-    weights: Floats
+    reached: Floats
+
+    def quantile(self, share: float) -> float:
+        """The shortest duration that at least `share` of all reach."""
+        # the subtraction keeps rounding of the sum from passing over the query that is exactly there
+        at = int(np.searchsorted(self.reached, share - 1e-9))
+        return float(self.seconds[min(at, len(self.seconds) - 1)])
+
+    def mean(self) -> float:
+        return float(self.seconds @ np.diff(self.reached, prepend=0.0))
 
 
-def predict(
-    table: StageTable, rows: Rows, scenario: Scenario, *, seed: int = SEED, resamples: int = RESAMPLES
-) -> Prediction | None:
-    """None without queries. The value is exact for the mixture of changed and unchanged queries; only its interval is drawn."""
+def predict(table: StageTable, rows: Rows, scenario: Scenario, *, seed: int = SEED) -> Prediction | None:
+    """None without queries. The values are exact for the mixture of changed and unchanged queries; `seed` is the intervals'."""
     if not len(rows):
         return None
-    before = _mixture(table.total[rows], np.ones(len(rows)))
     told: list[str] = []
-    after = _changed(table, rows, scenario, told)
-    was = _estimates(before, len(rows), seed, resamples)
-    would = was if scenario.changes_nothing else _estimates(after, len(rows), seed + 1, resamples)
-    return Prediction(len(rows), *was, *would, tuple(told))
+    before = _mixture(table.total[rows], np.ones(len(rows)))
+    after = before if scenario.changes_nothing else _changed(table, rows, scenario, told)
+    was, would = (_estimates(each, len(rows), seed) for each in (before, after))
+    return Prediction(len(rows), *was, before.mean(), *would, after.mean(), tuple(told))
 
 
 # ------------------------------------------------------------------------------------------------------------ changing
@@ -156,7 +160,8 @@ def _network(table: StageTable, rows: Rows, scenario: Scenario, told: list[str])
     known = int((~np.isnan(network)).sum())
     ran = int((~np.isnan(table.seconds[rows, SEARCH])).sum())
     told.append(f"The network's part of the search is 0; it was measured in {known:,} of {ran:,} searches, the others stay.")
-    return np.nan_to_num(network)
+    saved: Floats = np.nan_to_num(network)
+    return saved
 
 
 def _decode(table: StageTable, rows: Rows, took: Floats, scenario: Scenario, told: list[str]) -> Floats:
@@ -166,59 +171,30 @@ def _decode(table: StageTable, rows: Rows, took: Floats, scenario: Scenario, tol
     decode, further = took - table.ttft[rows], table.tokens[rows] - 1
     known = ~np.isnan(decode) & (decode >= 0) & (further > 0)
     told.append(
-        f"After the first token, answers are written at {scenario.tokens_per_second:g} tokens/s: {int(known.sum()):,} of "
-        f"{int((~np.isnan(took)).sum()):,} answers have known tokens and times, the others stay. First tokens are as late as they were."
+        f"After the first token, answers are written at {scenario.tokens_per_second:g} tokens/s; tokens and times are known of "
+        f"{int(known.sum()):,} of {int((~np.isnan(took)).sum()):,} answers, the others stay. First tokens come as late as before."
     )
     return np.where(known, further / scenario.tokens_per_second - decode, 0.0)
 
 
-# ----------------------------------------------------------------------------------------------------------- resampling
+# ------------------------------------------------------------------------------------------------------------ intervals
 
 
 def _mixture(seconds: Floats, weights: Floats) -> _Mixture:
     order = np.argsort(seconds, kind="stable")
-    seconds, weights = seconds[order], weights[order] / weights.sum()
-    keep = weights > 0
-    return _Mixture(seconds[keep], weights[keep])
+    return _Mixture(seconds[order], (weights[order] / weights.sum()).cumsum())
 
 
-def _estimates(mixture: _Mixture, n: int, seed: int, resamples: int) -> tuple[Estimate, Estimate, Estimate]:
-    """p50, p95 and mean of the mixture; the intervals from resamples of `n` draws, with at most 2,000 points of like weight."""
-    values = [_quantile(mixture, 50), _quantile(mixture, 95), float(mixture.seconds @ mixture.weights)]
-    coarse, means = _coarse(mixture)
-    # float32 sums of weights may pass 1 by an ulp, which multinomial refuses
-    drawn = np.random.default_rng(seed).multinomial(n, coarse.weights / coarse.weights.sum(), size=resamples)
-    reached = drawn.cumsum(axis=1)
-    found = [
-        coarse.seconds[(reached > rank(50, n)).argmax(axis=1)],
-        coarse.seconds[(reached > rank(95, n)).argmax(axis=1)],
-        drawn @ means / n,
-    ]
-    p50, p95, mean = (_estimate(value, draws) for value, draws in zip(values, found, strict=True))
-    return p50, p95, mean
-
-
-def _estimate(value: float, draws: Floats) -> Estimate:
-    low, high = np.percentile(draws, (2.5, 97.5))
-    return Estimate(value, float(low), float(high))
-
-
-def _quantile(mixture: _Mixture, percent: int) -> float:
-    # the subtraction keeps rounding of the sum from passing over the query that is exactly at the percentile
-    at = int(np.searchsorted(mixture.weights.cumsum(), percent / 100 - 1e-9))
-    return float(mixture.seconds[min(at, len(mixture.seconds) - 1)])
-
-
-def _coarse(mixture: _Mixture) -> tuple[_Mixture, Floats]:
-    """Neighbours joined where there are more than 2,000 points, and the mean seconds of each point."""
-    if len(mixture.seconds) <= _MOST_POINTS:
-        return mixture, mixture.seconds
-    number: npt.NDArray[np.int64] = np.minimum(mixture.weights.cumsum() * _MOST_POINTS, _MOST_POINTS - 1).astype(np.int64)
-    first = np.flatnonzero(np.diff(number, prepend=-1))
-    weights = np.add.reduceat(mixture.weights, first)
-    means = np.add.reduceat(mixture.weights * mixture.seconds, first) / weights
-    longest = mixture.seconds[np.append(first[1:], len(number)) - 1]
-    return _Mixture(longest, weights), means
+def _estimates(mixture: _Mixture, n: int, seed: int) -> tuple[Estimate, Estimate]:
+    """p50 and p95. The interval is the bootstrap's (resamples of `n`), without resampling: the rank-k value of n draws is the
+    mixture's quantile at the k-th of n uniform order statistics, which is distributed as Beta(k, n - k + 1)."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for percent in (50, 95):
+        k = rank(percent, n) + 1
+        low, high = np.percentile(rng.beta(k, n - k + 1, DRAWS), (2.5, 97.5))
+        found.append(Estimate(*(mixture.quantile(share) for share in (percent / 100, low, high))))
+    return found[0], found[1]
 
 
 # -------------------------------------------------------------------------------------------------------------- checking
@@ -236,12 +212,12 @@ class Check(NamedTuple):
     holds: bool
 
 
-def check(predicted: Prediction, measured: Sequence[float], *, seed: int = SEED, resamples: int = RESAMPLES) -> Check:
+def check(predicted: Prediction, measured: Sequence[float], *, seed: int = SEED) -> Check:
     """Was the prediction right? `measured` are total seconds. Raises RagError without any."""
     if not measured:
         raise RagError("there is nothing measured to check against", kind="bad_input", next_step="Replay some queries first.")
     totals = np.asarray(measured, np.float64)
-    p50, p95, _ = _estimates(_mixture(totals, np.ones(len(totals))), len(totals), seed + 2, resamples)
+    p50, p95 = _estimates(_mixture(totals, np.ones(len(totals))), len(totals), seed)
     pairs = ((predicted.p50, p50), (predicted.p95, p95))
     errors = [None if found.value == 0 else (said.value - found.value) / found.value for said, found in pairs]
     holds = all(said.low <= found.high and found.low <= said.high for said, found in pairs)

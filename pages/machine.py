@@ -1,12 +1,28 @@
-"""Machine: everything about one machine, by `?name=`: live readings, logs on demand, and how it was until now."""
+"""Machine: everything about one machine, by `?name=`: live readings, logs and restarts on demand, how it was until now, and where
+it is configured."""
 
 from __future__ import annotations
 
 import streamlit as st
 
+import deployment
+from collectors.connection_test import STEPS
 from collectors.errors import CollectorError
 from collectors.views import MachineView, Problem
-from ui import alerts_view, cards, charts, gpu_view, machine_view, machines_view, services_view
+from rag.errors import RagError
+from settings import SettingsError
+from ui import (
+    alerts_view,
+    cards,
+    charts,
+    gpu_view,
+    history_csv,
+    machine_actions_view,
+    machine_form,
+    machine_view,
+    machines_view,
+    services_view,
+)
 from ui.cached import now, the_runtime, zone
 from ui.format import escape, plain_markdown, plural
 from ui.gauges import Tones, age, card_title, link, machine_url
@@ -137,9 +153,58 @@ def heading(view: MachineView) -> None:
             runtime.sweep.retry(name)
             st.toast(f"{plain_markdown(name)} is tried again.")
     if test:
-        with st.spinner("Testing the connection …", show_time=True):
-            steps = runtime.sweep.test(name)
+        order = machine_form.LOCAL_STEPS if view.source == "local" else STEPS
+        steps = machine_form.tested(lambda told: runtime.sweep.test(name, told=told), order)
         st.html(machines_view.steps(steps))
+
+
+def actions(allowed: tuple[str, ...]) -> None:
+    """What the settings allow to be restarted, each behind a second button, and the lines of the audit log."""
+    wanted = None
+    turn = st.session_state.setdefault("restart-turn", 0)  # part of the keys: what was confirmed once is closed again
+    with st.container(border=True, gap="small"):
+        st.html(card_title("Restart"))
+        with st.container(horizontal=True, gap="small"):
+            for each in allowed:
+                with st.popover(f"Restart {plain_markdown(each)} …", key=f"ask-{turn}-{each}"):
+                    st.html(machine_actions_view.question(each, name))
+                    if st.button(f"Restart {plain_markdown(each)} now", key=f"restart-{turn}-{each}", type="primary"):
+                        wanted = each
+        if wanted is not None:
+            with st.spinner(f"Restarting {plain_markdown(wanted)}, up to 90 s …", show_time=True):
+                st.session_state["restarted"] = name, restarted(wanted)
+            st.session_state["restart-turn"] += 1
+            st.rerun()
+        if "restarted" in st.session_state and st.session_state["restarted"][0] == name:
+            st.html(st.session_state["restarted"][1])
+        try:
+            st.html(machine_actions_view.audit(runtime.deployment.audit.read(name), now(), zone()))
+        except OSError as problem:
+            st.html(cards.note("critical", f"<strong>The audit log cannot be read:</strong> {escape(problem)}"))
+
+
+def restarted(what: str) -> str:
+    """Restart it, and how that ended."""
+    try:
+        return machine_actions_view.outcome(runtime.deployment.restart(name, what, who=st.context.ip_address), name)
+    except RagError as error:
+        return cards.note("critical", f"<strong>{escape(error.message)}.</strong>", escape(error.next_step))
+
+
+def configured(view: MachineView) -> None:
+    """Changing and removing what was added on a page; where everything else is configured."""
+    with st.expander("Where it is configured", key="configured"):
+        try:
+            entry = next((each for each in deployment.own_machines(runtime.settings) if each["name"] == name), None)
+        except SettingsError as error:
+            st.html(cards.note("critical", *(escape(str(each)) for each in error.problems)))
+            return
+        if entry is None:
+            st.html(machine_view.configured(view, runtime.settings.config_file))
+            return
+        st.html('<div class="rd rd-soft">It was added on a page and is kept in data/edited.toml.</div>')
+        machine_form.form(entry)
+        machine_form.removal(name)
 
 
 def trends() -> None:
@@ -159,9 +224,13 @@ if view is None:
 heading(view)
 st.fragment(live, run_every=REFRESH_SECONDS)()
 st.fragment(logs)()
+if view.restart:
+    actions(view.restart)
 with st.container(border=True, gap="small"):
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
         st.html(card_title("Until now"), width="content")
         span = charts.range_of()
     st.fragment(trends, run_every=charts.RANGES[span].refresh)()
+    history_csv.button(name, charts.MACHINE, charts.RANGES[span])
+configured(view)
 st.page_link(page("machines"), label="All machines")

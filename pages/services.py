@@ -10,7 +10,7 @@ import streamlit as st
 from collectors.history import Point
 from collectors.services import ProbeKind
 from collectors.views import ServiceView, Snapshot
-from ui import alerts_view, cards, charts, services_view, trend
+from ui import alerts_view, cards, charts, history_csv, services_view, trend
 from ui.cached import kept_points, now, the_runtime, zone
 from ui.format import escape, plain_markdown, plural, time_html
 from ui.gauges import age, card_title, said
@@ -117,6 +117,7 @@ def one(view: ServiceView) -> None:
             st.html(card_title("Until now"), width="content")
             span = charts.RANGES[charts.range_of()]
         st.fragment(lambda: charts.grid(name, charts.SERVICE, span), run_every=span.refresh)()
+        history_csv.button(name, charts.SERVICE, span)
     if st.button("All services", type="tertiary"):
         st.switch_page(page("services"), query_params={})
 

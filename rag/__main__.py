@@ -154,6 +154,7 @@ def _serve(given: argparse.Namespace) -> int:
 
     import runtime
     from guard import Guard, Policy
+    from latency import api as receiving
     from rag import api
     from settings import load
 
@@ -166,7 +167,7 @@ def _serve(given: argparse.Namespace) -> int:
     running.start()
     logging.getLogger().setLevel(logging.INFO)
     try:
-        server = Guard(Starlette(routes=api.routes(runtime.started)), rules)
+        server = Guard(Starlette(routes=[*api.routes(runtime.started), *receiving.routes(runtime.started)]), rules)
         uvicorn.run(server, host=host, port=port, log_level="info", timeout_graceful_shutdown=10)
     except KeyboardInterrupt:  # uvicorn drains on SIGTERM and SIGINT, then raises the signal once more for us
         return 0

@@ -80,7 +80,7 @@ def _mapped(endpoint: Endpoint) -> Endpoint:
         try:
             return await endpoint(request)
         except RagError as problem:
-            return _refused(problem)
+            return refused(problem)
 
     return mapped
 
@@ -261,6 +261,7 @@ def _json(data: Any, status: int = 200) -> Response:
     return Response(_bytes(data), status, media_type="application/json")
 
 
-def _refused(problem: RagError) -> Response:
+def refused(problem: RagError, status: int | None = None) -> Response:
+    """The JSON error of the problem, with the status of its kind unless another is given."""
     error = {"kind": problem.kind, "message": problem.message, "address": problem.address, "next_step": problem.next_step}
-    return _json({"error": error}, STATUS[problem.kind])
+    return _json({"error": error}, status or STATUS[problem.kind])

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from collectors.history import Sample
+from deployment import own_machines
 from rag.errors import RagError
 from runtime import Runtime
 from settings import SettingsError, load
+from tests.collectors.machine_fakes import FakeProgram
 
 PATIENCE = 30.0
 FOREVER = "http://127.0.0.1:9/nothing"
@@ -139,3 +143,94 @@ def test_a_bad_notification_url_is_refused_without_being_shown(make: Any) -> Non
     with pytest.raises(RagError) as problem:
         make(RAGDECK_NOTIFY="nonsense://hunter2")
     assert "hunter2" not in str(problem.value) and problem.value.kind == "bad_input"
+
+
+# Restarts and the audit log
+
+
+RESTARTABLE = '[[machines]]\nname = "local"\ncollect = ["host"]\nrestart = ["vllm", "docker:whisper"]\n'
+
+
+@pytest.fixture
+def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fake `systemctl` in front of the PATH, and a fake `id` of root; what it was asked for is in the file."""
+    programs = tmp_path / "bin"
+    done = tmp_path / "done"
+    FakeProgram(programs, "systemctl").says(f'echo "$*" >> {done}')
+    FakeProgram(programs, "id").says("echo 0")
+    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+    return done
+
+
+def test_a_restart_leaves_its_lines_in_the_audit_log(make: Any, systemctl: Path, tmp_path: Path) -> None:
+    runtime = make(RESTARTABLE)
+    done = runtime.deployment.restart("local", "vllm.service", who="10.0.0.3")
+    assert done.ok and systemctl.read_text() == "restart vllm.service\n"
+    for machine, name, said in (("local", "ssh.service", "do not name"), ("nowhere", "vllm.service", "no machine 'nowhere'")):
+        with pytest.raises(RagError, match=said):
+            runtime.deployment.restart(machine, name)
+    assert systemctl.read_text() == "restart vllm.service\n"
+    found = [(action.what, action.outcome, action.who) for action in make(RESTARTABLE).deployment.audit.read()]
+    assert found == [
+        ("restart vllm.service", "refused", None),
+        ("restart ssh.service", "refused", None),
+        ("restart vllm.service", "done", "10.0.0.3"),
+    ]
+    assert (tmp_path / "data" / "audit.log").read_text().count("\n") == 6
+
+
+def test_a_restart_that_fails_says_so_there(make: Any, tmp_path: Path, systemctl: Path) -> None:
+    FakeProgram(tmp_path / "bin", "systemctl").says("echo 'Unit vllm.service not found.'; exit 5")
+    runtime = make(RESTARTABLE)
+    failed = runtime.deployment.restart("local", "vllm.service")
+    assert not failed.ok and "Is its name right?" in failed.next_step
+    assert [(action.outcome, action.text) for action in runtime.deployment.audit.read()] == [
+        ("failed", "Unit vllm.service not found.")
+    ]
+
+
+def test_nothing_is_restarted_that_cannot_be_audited(make: Any, systemctl: Path, tmp_path: Path) -> None:
+    runtime = make(RESTARTABLE)
+    (tmp_path / "data" / "audit.log").mkdir()
+    with pytest.raises(RagError, match="nothing was restarted"):
+        runtime.deployment.restart("local", "vllm.service")
+    assert not systemctl.exists()
+
+
+def test_a_page_cannot_allow_a_restart(make: Any) -> None:
+    runtime = make()
+    with pytest.raises(RagError, match="not set on a page"):
+        runtime.add_machine({"name": "m", "address": "192.0.2.9", "restart": ["sshd"]})
+    assert names(runtime) == ["local"]
+
+
+# Changing and removing what was added on a page
+
+
+def test_a_machine_added_on_a_page_is_removed_with_its_history_or_without(make: Any) -> None:
+    toml = '[[machines]]\nname = "filed"\naddress = "192.0.2.1"\n'
+    runtime = make(toml)
+    for name in ("a", "b"):
+        runtime.add_machine({"name": name, "address": "192.0.2.2"})
+        runtime.history.write([Sample(name, time.time(), {"cpu.busy_ratio": 0.5})])
+    assert [each["name"] for each in own_machines(runtime.settings)] == ["a", "b"]
+    runtime.remove_machine("a")
+    runtime.remove_machine("b", forget=True)
+    assert names(runtime) == ["local", "filed"] == names(make(toml))
+    assert [source for source, _ in runtime.history.series()] == ["a"]
+    for name in ("filed", "local", "gone"):
+        with pytest.raises(RagError, match="was not added on a page"):
+            runtime.remove_machine(name)
+
+
+def test_a_file_that_names_a_machine_wins_over_the_page(make: Any, tmp_path: Path) -> None:
+    runtime = make()
+    runtime.add_machine({"name": "m", "address": "192.0.2.2"})
+    again = make('[[machines]]\nname = "m"\naddress = "192.0.2.1"\n')
+    assert own_machines(again.settings) == []
+    with pytest.raises(RagError, match="was not added on a page"):
+        again.remove_machine("m")
+    with pytest.raises(RagError, match="m is watched already"):
+        again.add_machine({"name": "m", "address": "192.0.2.3"})
+    again.add_machine({"name": "other", "address": "192.0.2.4"})
+    assert 'address = "192.0.2.2"' in (tmp_path / "data" / "edited.toml").read_text(), "what somebody wrote stays"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from datetime import tzinfo
+from pathlib import Path
 from typing import Any
 
 from collectors.alerts import Alert
@@ -361,6 +363,19 @@ def log_text(text: str) -> str:
 
 
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)")
+
+
+def configured(view: MachineView, config_file: Path | None) -> str:
+    """Where a machine comes from that was not added on a page."""
+    file = f"<code>{escape(config_file.name if config_file else 'dashboard.toml')}</code>"
+    name = f"<code>name = {escape(json.dumps(view.name, ensure_ascii=False))}</code>"
+    if view.source == "prometheus":
+        said = f"The Prometheus server at {escape(view.address)} tells of it: what that scrapes is configured there."
+    elif view.source == "local":
+        said = f"It is always watched. What is read of it can be set in {file}, in a <code>[[machines]]</code> with {name}."
+    else:
+        said = f"It is configured in {file}, in the <code>[[machines]]</code> with {name}: change or remove it there."
+    return f'<div class="rd rd-plain">{said}</div>'
 
 
 def absence(part: Part[Any]) -> str:

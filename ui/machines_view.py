@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from collectors.alerts import Alert
-from collectors.connection_test import StepResult
+from collectors.connection_test import STEPS, StepResult
 from collectors.readings import Filesystem, Gpu
 from collectors.views import MachineView, Problem
 from ui import cards, figures, gauges
@@ -281,16 +281,32 @@ def steps(results: Sequence[StepResult]) -> str:
     return f'<div class="rd rd-steps">{"".join(_step(result) for result in results)}</div>'
 
 
+def steps_so_far(results: Sequence[StepResult], order: Sequence[str] = STEPS) -> str:
+    """A test that goes on: the steps that are over, the one that is being tried, and those to come."""
+    left = [step for step in order if step not in {result.step for result in results}]
+    failed = any(result.ok is False for result in results)
+    words = ["not reached" if failed else "to come" for _ in left]
+    if words and not failed:
+        words[0] = "now …"
+    told = [_step(result) for result in results]
+    told += [_line(step, "unknown", word) for step, word in zip(left, words, strict=True)]
+    return f'<div class="rd rd-steps">{"".join(told)}</div>'
+
+
+def _line(step: str, severity: str, word: str, more: str = "") -> str:
+    mark = cards.state_mark(severity, _STEPS.get(step, step))
+    return f'<div class="rd-step">{mark} <span class="rd-soft">{word}</span> {more}</div>'
+
+
 def _step(result: StepResult) -> str:
     severity, word = {True: ("ok", "yes"), False: ("critical", "no"), None: ("unknown", "not reached")}[result.ok]
-    name = _STEPS.get(result.step, result.step)
     took = f'<span class="rd-soft rd-small">{seconds(result.seconds)}</span>' if result.seconds is not None else ""
     lines = [escape(result.text)] if result.text else []
     if result.ok is not True and result.next_step:
         lines.append(f"<strong>Next:</strong> {escape(result.next_step)}")
     lines += _key_lines(result.fingerprint, result.command)
     told = "".join(f'<div class="rd-plain" dir="auto">{line}</div>' for line in lines)
-    return f'<div class="rd-step">{cards.state_mark(severity, name)} <span class="rd-soft">{word}</span> {took}{told}</div>'
+    return _line(result.step, severity, word, took + told)
 
 
 def _key_lines(fingerprint: str | None, command: str | None) -> list[str]:

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs
 
 import pytest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from collectors.alerts import Alerts
+from collectors.alerts import Alerts, Event
 from collectors.errors import AuthenticationFailed, ConnectionLost, HostKeyUnknown
 from collectors.history import History
 from collectors.machine_local import LocalReader
@@ -210,20 +211,32 @@ def test_a_machine_dies_and_comes_back(sshd: Sshd, tmp_path: Path) -> None:
 
 
 def test_an_unreachable_machine_is_one_alert(tmp_path: Path) -> None:
-    """All its readings are old too, and nothing of it was ever quick: that is said once."""
-    quick = rules({"collection-failing": {"for_seconds": 0}, "collection-stale": {"warn": 0.2, "warn_clear": 0.1}})
-    alerts = Alerts(tmp_path / "alerts.db", tuple(rule for rule in quick if rule.id.startswith("collection-")))
+    """All its readings are old too: that is said once."""
+    later, rounds = [0.0], [0]
+    quick = rules({"collection-failing": {"for_seconds": 0}, "collection-slow": {"enabled": False}})
+
+    class Counted(Alerts):
+        def evaluate(self, *arguments: Any, **named: Any) -> list[Event]:
+            rounds[0] += 1
+            return super().evaluate(*arguments, **named)
+
+    alerts = Counted(tmp_path / "alerts.db", tuple(rule for rule in quick if rule.id.startswith("collection-")))
     machine, reader = fake("m")
-    with sweeping([machine], alerts=alerts, reader=fakes(reader)) as sweep:
+    with sweeping([LOCAL, machine], alerts=alerts, reader=fakes(reader), monotonic=lambda: time.monotonic() + later[0]) as sweep:
         until(sweep, "m", fresh)
         reader.errors["connect"] = reader.errors["host"] = ConnectionLost("gone", next_step="Is it up?")
         reader.connected = False
-        until(sweep, "m", lambda view: view.host is not None and (view.host.age_seconds or 0) > 1.0)
-        assert eventually(lambda: raised(alerts) == ["collection-failing warn on m"]), raised(alerts)
-        assert "Is it up?" in alerts.active()[0].detail
+        until(sweep, "m", lambda view: view.state == "failing")
+        later[0] = 900.0
+        aged = until(sweep, "m", lambda view: view.host is not None and (view.host.age_seconds or 0) >= 900.0)
+        assert aged.host is not None and aged.host.stale
+        before = rounds[0]
+        assert eventually(lambda: rounds[0] > before + 3)
+        assert [line for line in raised(alerts) if line.endswith("on m")] == ["collection-failing warn on m"]
+        assert "not connected" in next(alert.detail for alert in alerts.active() if alert.source == "m")
         reader.errors.clear()
         sweep.retry("m")
-        assert eventually(lambda: raised(alerts) == [])
+        assert eventually(lambda: raised(alerts) == []), raised(alerts)
     alerts.close()
 
 

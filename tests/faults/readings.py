@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
 
 import httpx
 
@@ -29,6 +28,7 @@ Value = float | Callable[[float], float | None] | None
 Readings = Callable[[Answer], QueryReadings]
 
 CALM: Mapping[str, float] = {
+    "cpu.cores": 8.0,
     "cpu.busy_ratio": 0.14,
     "cpu.iowait_ratio": 0.01,
     "cpu.steal_ratio": 0.0,
@@ -36,9 +36,12 @@ CALM: Mapping[str, float] = {
     "memory.swap_used_ratio": 0.0,
     "process.cpu_ratio": 0.35,
     "pressure.cpu.some_10s_ratio": 0.0,
+    "pressure.cpu.some_ratio": 0.0,
     "pressure.io.some_10s_ratio": 0.0,
+    "pressure.io.some_ratio": 0.0,
     "disk.nvme0n1.busy_ratio": 0.02,
     "disk.nvme0n1.read_bytes_per_second": 250e3,
+    "disk.nvme0n1.written_bytes_per_second": 90e3,
     "disk.nvme0n1.wait_seconds": 0.0002,
     "disk.nvme0n1.queue_length": 0.02,
     "gpu.0.utilization_ratio": 0.22,
@@ -54,10 +57,15 @@ CALM: Mapping[str, float] = {
     "gpu.0.memory_clock_mhz": 2619.0,
     "gpu.0.memory_clock_max_mhz": 2619.0,
     "gpu.0.slowed": 0.0,
-    "gpu.0.persistence_enabled": 1.0,
 }
 CALM_FACTS: Mapping[str, str] = {"gpu.0.name": "NVIDIA H100 80GB HBM3", "gpu.0.persistence_enabled": "true"}
-IDLE_GPU: Mapping[str, Value] = {"gpu.0.utilization_ratio": 0.0, "gpu.0.memory_bandwidth_ratio": 0.0, "gpu.0.power_watts": 72.0}
+IDLE_GPU: Mapping[str, Value] = {
+    "gpu.0.utilization_ratio": 0.0,
+    "gpu.0.memory_bandwidth_ratio": 0.0,
+    "gpu.0.power_watts": 72.0,
+    "gpu.0.sm_clock_mhz": 345.0,
+    "gpu.0.memory_clock_mhz": 1593.0,
+}
 
 
 def times_of(answer: Answer) -> tuple[float, ...]:
@@ -78,8 +86,8 @@ def calm(answer: Answer) -> QueryReadings:
 
 
 def _wavering(value: float, count: int) -> tuple[float, ...]:
-    """Readings are never quite the same: two percent up and down."""
-    return tuple(value * (1 + 0.02 * (index % 3 - 1)) if value < 1e6 and value % 1 else value for index in range(count))
+    """Readings are never quite the same: up to two percent less; counts, sizes and clocks stay."""
+    return tuple(value if value % 1 == 0 else value * (1 - 0.01 * (index % 3)) for index in range(count))
 
 
 def with_series(readings: QueryReadings, values: Mapping[str, Value], source: str = LOCAL) -> QueryReadings:
@@ -104,6 +112,10 @@ def during(stage: str, answer: Answer) -> tuple[float, float]:
     return min(each.start for each in spans), max(each.start + each.seconds for each in spans)
 
 
+def whole(answer: Answer) -> tuple[float, float]:
+    return -EDGE_SECONDS, answer.total_seconds + EDGE_SECONDS
+
+
 def within(window: tuple[float, float], value: float, otherwise: float) -> Callable[[float], float]:
     return lambda moment: value if window[0] - 0.06 <= moment <= window[1] + 0.06 else otherwise
 
@@ -112,6 +124,7 @@ def within(window: tuple[float, float], value: float, otherwise: float) -> Calla
 
 
 def idle_gpu(readings: QueryReadings, answer: Answer) -> QueryReadings:
+    """Nothing to do, so its clock is low, which is as it should be."""
     return with_series(readings, IDLE_GPU)
 
 
@@ -153,15 +166,23 @@ def foreign(readings: QueryReadings, answer: Answer) -> QueryReadings:
 
 
 def low_clocks(readings: QueryReadings, answer: Answer) -> QueryReadings:
-    """The clock stands low without a reason to throttle, and persistence mode is off: the GPU has to wake up each time."""
+    """The clock stands low without a reason to throttle."""
     values: dict[str, Value] = {
         "gpu.0.sm_clock_mhz": 345.0,
         "gpu.0.memory_clock_mhz": 405.0,
         "gpu.0.utilization_ratio": 0.88,
-        "gpu.0.persistence_enabled": 0.0,
     }
-    facts = {"gpu.0.persistence_enabled": "false", "gpu.0.performance_state": "P8"}
-    return with_facts(with_series(readings, values), facts, (-EDGE_SECONDS, answer.total_seconds))
+    return with_series(readings, values)
+
+
+def asleep(readings: QueryReadings, answer: Answer) -> QueryReadings:
+    """The driver let the GPU go when nobody used it; at its first work it has to be set up again."""
+    window = during("rerank", answer)
+    values: dict[str, Value] = {
+        "gpu.0.utilization_ratio": within(window, 0.31, 0.0),
+        "gpu.0.power_watts": within(window, 110.0, 30.0),
+    }
+    return with_facts(with_series(readings, values), {"gpu.0.persistence_enabled": "false"}, whole(answer))
 
 
 def full_memory(readings: QueryReadings, answer: Answer) -> QueryReadings:
@@ -177,10 +198,10 @@ def busy_processor(readings: QueryReadings, answer: Answer) -> QueryReadings:
     values: dict[str, Value] = {
         "cpu.busy_ratio": 0.99,
         "pressure.cpu.some_10s_ratio": 0.62,
-        "load.average_1m": 7.9,
+        "pressure.cpu.some_ratio": 0.81,
         "process.cpu_ratio": 0.5,
     }
-    hog = Use(LOCAL, 30_551, "python", owner="unit nightly-report.service", cpu_ratio=1.5)
+    hog = Use(LOCAL, 30_551, "python", owner="unit nightly-report.service", cpu_ratio=7.3)
     return replace(with_series(readings, values), uses=(*readings.uses, hog))
 
 
@@ -193,7 +214,7 @@ def busy_disk(readings: QueryReadings, answer: Answer) -> QueryReadings:
         "disk.nvme0n1.queue_length": 31.0,
         "cpu.iowait_ratio": 0.48,
         "pressure.io.some_10s_ratio": 0.57,
-        "pressure.io.full_10s_ratio": 0.40,
+        "pressure.io.some_ratio": 0.74,
     }
     return with_series(readings, values)
 
@@ -229,7 +250,8 @@ class EngineWatch:
         if not self._read:
             return readings
         times = tuple(moment - readings.started_at_unix for moment, _ in self._read)
-        return replace(readings, series=(*readings.series, *(Series(ENGINE, f"engine.{name}", times, self._values(name)) for name in _ENGINE)))
+        series = (Series(ENGINE, f"engine.{name}", times, self._values(name)) for name in _ENGINE)
+        return replace(readings, series=(*readings.series, *series))
 
     def _values(self, name: str) -> tuple[float | None, ...]:
         values = [found.get(name) for _, found in self._read]
@@ -239,7 +261,3 @@ class EngineWatch:
 
 
 _ENGINE = ("running", "waiting", "kv_cache_used_ratio", "preemptions")
-
-
-def plain(value: Any) -> Any:
-    return value

@@ -22,10 +22,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rag.otlp import SpanRecord
+from tests.gpu_server.odd_server import Asked, Odd, odd_server
 
 MODEL = "fake/words"
 READY_SECONDS = 40.0
 CHARACTERS_A_TOKEN = 4
+QUICK = 0.0008  # seconds a candidate of the rerank server takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class Pace:
 
     queue: float = 0.0
     prefill: float = 0.01
-    prefill_per_token: float = 0.0
+    prefill_per_token: float = 0.00004
     per_token: float = 0.001
     tokens: int = 20
     refusals: int = 0
@@ -77,6 +79,9 @@ class FakeVllm:
             yield
         finally:
             self.pace = before
+
+    def spans_of(self, trace_id: str) -> list[SpanRecord]:
+        return [span for span in self.spans if span.trace_id == trace_id]
 
     def refuses(self) -> bool:
         with self._lock:
@@ -166,7 +171,8 @@ def _handler(owner: FakeVllm) -> type[BaseHTTPRequestHandler]:
                     # by the clock, so that a busy machine does not make each token a little later
                     _sleep(prefilled + (number + 1) * pace.per_token - time.perf_counter())
             self._event(_chunk("", "stop" if count == pace.tokens else "length"))
-            self._event({**_chunk(""), "choices": [], "usage": {"prompt_tokens": prompt, "completion_tokens": count, "total_tokens": prompt + count}})
+            usage = {"prompt_tokens": prompt, "completion_tokens": count, "total_tokens": prompt + count}
+            self._event({**_chunk(""), "choices": [], "usage": usage})
             self._piece(b"data: [DONE]\n\n")
             self._piece(b"")
             decoded = time.perf_counter() - prefilled
@@ -205,6 +211,30 @@ def _chunk(text: str, finish: str | None = None) -> dict[str, Any]:
 def _sleep(seconds: float) -> None:
     if seconds > 0:
         time.sleep(seconds)
+
+
+@contextlib.contextmanager
+def rerank_server(seconds: float, stalled: float = 0.0) -> Iterator[str]:
+    """A fake of a rerank server that is not ours: it reports no times, and takes `seconds` whatever there is to do.
+
+    With `stalled` its gateway gives up on the first request after so long and answers 504, as one does whose server hangs.
+    """
+    left = [stalled] if stalled else []
+
+    def handle(asked: Asked) -> Odd:
+        if asked.path == "/health":
+            return Odd({"status": "healthy", "model": "fake/reranker"})
+        if asked.path != "/rerank":
+            return Odd({}, 404)
+        if left:
+            time.sleep(left.pop())
+            return Odd({"error": "upstream timed out"}, 504)
+        documents = asked.body["documents"]
+        time.sleep(seconds + QUICK * len(documents))
+        return Odd({"rankings": list(range(len(documents))), "scores": [0.9 / (1 + place) for place in range(len(documents))]})
+
+    with odd_server(handle) as server:
+        yield server.address
 
 
 class Proxy:
@@ -298,7 +328,18 @@ def milvus_server(folder: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "milvus_lite", "server", "--data-dir", str(folder), "--host", "127.0.0.1", "--port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "milvus_lite",
+        "server",
+        "--data-dir",
+        str(folder),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         end = time.monotonic() + READY_SECONDS

@@ -302,3 +302,52 @@ def test_closing_twice_is_harmless():
     chat = client("http://127.0.0.1:9")
     chat.close()
     chat.close()
+
+
+# a busy server
+
+BUSY = fakes.error(503, "loading").replace(b"connection: close", b"retry-after: 0.2\r\nconnection: close")
+WELL = fakes.events(fakes.delta(content="here"), fakes.delta(finish="stop")) + DONE
+
+
+def patient(address: str, retries: int) -> OpenAIChat:
+    return OpenAIChat(address, "fake", None, 60.0, retries)
+
+
+def test_a_busy_server_is_asked_again_and_the_attempts_are_told():
+    with FakeServer([BUSY, BUSY, WELL]) as server:
+        deltas = list(patient(server.address, 2).stream(asking("hello")))
+    timing = next(delta.timing for delta in deltas if delta.timing)
+    assert text_of(deltas) == "here"
+    assert (len(server.requests), timing.attempts) == (3, 3)
+    assert timing.waited >= 0.4 and len(timing.errors) == 2 and all("loading" in error for error in timing.errors)
+
+
+def test_a_server_that_stays_busy_is_overloaded_once_the_attempts_are_used():
+    with FakeServer([BUSY]) as server:
+        assert failure(patient(server.address, 1), asking("hello")).kind == "overloaded"
+    assert len(server.requests) == 2
+
+
+def test_a_refused_request_is_not_asked_again():
+    with FakeServer([fakes.error(400, "too long")]) as server:
+        assert failure(patient(server.address, 3), asking("hello", thinking=True)).kind == "bad_input"
+    assert len(server.requests) == 1
+
+
+def test_a_pause_longer_than_the_time_limit_is_not_waited_for():
+    long = BUSY.replace(b"retry-after: 0.2", b"retry-after: 3600")
+    with FakeServer([long, WELL]) as server:
+        started = time.monotonic()
+        assert failure(patient(server.address, 3), asking("hello")).kind == "overloaded"
+        assert time.monotonic() - started < SOON
+
+
+def test_a_cancel_ends_the_pause():
+    slow = BUSY.replace(b"retry-after: 0.2", b"retry-after: 50")
+    with FakeServer([slow, WELL]) as server:
+        deltas = patient(server.address, 3).stream(asking("hello"))
+        next(deltas)  # a beat in the silence
+        deltas.close()
+        time.sleep(0.2)
+    assert len(server.requests) == 1

@@ -64,3 +64,10 @@ def test_the_blend_is_the_middle_as_a_unit_vector():
 def test_opposite_vectors_leave_the_question_alone():
     one = np.array([1, 0, 0], np.float32)
     assert hyde.blend(one, -one) is one
+
+
+def test_what_it_changed_is_the_set_of_the_first_passages_not_their_order():
+    assert hyde.effect(("a", "b"), None) is None
+    assert hyde.effect(("a", "b"), ("b", "a")) == hyde.HydeEffect(False, 1.0)
+    assert hyde.effect(("a", "b"), ("a", "c"), shadow=True) == hyde.HydeEffect(True, 0.5, True)
+    assert hyde.effect((), ()) == hyde.HydeEffect(False, 1.0)

@@ -361,3 +361,63 @@ def test_a_prompt_too_long_for_the_model_says_what_to_lower(local: Clients):
     assert done.answer.outcome == "failed" and done.answer.error is not None
     assert (done.answer.error.stage, done.answer.error.kind) == ("generate", "bad_input")
     assert "llm.max_tokens" in done.answer.error.message
+
+
+# what the path learns on its way
+
+
+def facts(found: Answer, name: str) -> list[dict]:
+    return [dict(item.facts) for item in found.timeline if item.stage == name]
+
+
+def test_the_work_of_each_stage_is_kept(clients: Clients, llm_server: LlmServer):
+    found = run(with_chat(clients, llm_server.address), Options(hyde="on", keep=2))[1].answer
+    question, hypothesis = facts(found, "embed")
+    assert question["texts"] == 1 and question["tokens"] > 5 and question["truncated"] == 0
+    assert hypothesis["tokens"] > 5
+    (search,) = facts(found, "search")
+    assert (search["limit"], search["loaded"], search["unflushed_rows"]) == (40, True, 0)
+    assert search["round_trips"] in (1, 2) and "round_trip_seconds" not in search  # embedded: there is no network
+    (generate,) = facts(found, "generate")
+    assert generate["completion_tokens"] == found.tokens.completion and generate["prompt_tokens"] == found.tokens.prompt
+    assert 0 < generate["ttft_seconds"] and generate["decode_seconds"] >= 0 and "attempts" not in generate
+
+
+def test_attempts_are_time_of_the_stage_that_is_no_computing(clients: Clients):
+    busy = fakes.error(503, "busy").replace(b"connection: close", b"retry-after: 0.5\r\nconnection: close")
+    with FakeServer([busy, GOOD]) as server:
+        chat = OpenAIChat(server.address, "fake", None, 60.0, 1)
+        found = run(replace(clients, chat=chat))[1].answer
+    (generate,) = facts(found, "generate")
+    assert (generate["attempts"], len(generate["errors"])) == (2, 1) and generate["waited_seconds"] >= 0.5
+    split = stage(found, "generate").split
+    assert split.other >= 0.5 and split.compute < stage(found, "generate").seconds - 0.5
+
+
+def test_what_hyde_changed_is_found_out_after_the_answer(clients: Clients, llm_server: LlmServer):
+    done = run(with_chat(clients, llm_server.address), Options(hyde="on", keep=2))[1]
+    assert done.answer.hyde_effect is None and done.shadow is not None
+    effect = done.shadow()
+    assert effect.shadow and effect.overlap == 1.0 and not effect.changed_top  # all three passages are found either way
+
+
+def test_where_both_searches_ran_no_shadow_is_needed(clients: Clients, llm_server: LlmServer):
+    far = "what do elephants eat in winter"
+    done = run(with_chat(clients, llm_server.address), Options(hyde="auto", keep=2), question=far)[1]
+    assert stage(done.answer, "hyde").skipped is None
+    assert done.answer.hyde_effect is not None and not done.answer.hyde_effect.shadow and done.shadow is None
+
+
+def test_without_a_hypothesis_there_is_nothing_to_compare(clients: Clients):
+    done = run(clients)[1]
+    assert done.answer.hyde_effect is None and done.shadow is None
+
+
+def test_a_released_collection_is_loaded_again_within_the_query(clients: Clients):
+    name = clients.store.use(clients.embedder.info)
+    clients.store._client.release_collection(name)
+    found = run(clients)[1].answer
+    (search,) = facts(found, "search")
+    assert found.outcome == "answered"
+    assert search["loaded"] is False and search["open_seconds"] > 0
+    assert stage(found, "search").split.load == search["open_seconds"]

@@ -14,7 +14,8 @@ from typing import Any
 
 from collectors import nvidia_smi
 from collectors.alerts import Alerts, Observation
-from collectors.connection_test import StepResult
+from collectors.audit import AuditLog
+from collectors.connection_test import StepResult, Told, ignore
 from collectors.errors import TimedOut
 from collectors.history import History, Sample
 from collectors.notify import Notifier
@@ -38,6 +39,7 @@ from collectors.readings import (
     Unit,
     Units,
 )
+from collectors.restart import Restarted
 from collectors.rules import rules
 from collectors.services import Latency, ProbeKind, ProbeResult, ServiceKind
 from collectors.views import MachineView, Part, Problem, ServiceState, ServiceView, Snapshot
@@ -122,7 +124,7 @@ def machines(at: float) -> tuple[MachineView, ...]:
                     filesystems=part(disks(), at, 12.0), units=part(Units(None, (Fault("no_systemd", "not found", "This machine does not run systemd.", None, "note"),)), at, absent=True),
                     containers=part(Containers(()), at, 9.0)),
         read("l4-vm", "ops@10.0.0.4", host=part(host(0.88, 4, 15.6, 0.93), at), gpus=part(l4, at), filesystems=part(disks(0.96), at, 14.0),
-             units=part(units(), at, 14.0), containers=part(containers(), at, 14.0), expected_gpus=1),
+             units=part(units(), at, 14.0), containers=part(containers(), at, 14.0), expected_gpus=1, restart=("vllm.service", "docker:whisper")),
         read("h100-1", "10.0.0.7", host=part(host(0.31, 96, 2015, 0.22), at), gpus=part(gpus_of("h100x8.csv"), at, 2.6), expected_gpus=8,
              filesystems=part(disks(0.4), at)),
         read("h100-2", "10.0.0.8", host=part(host(0.2, 96, 2015, 0.3), at), gpus=part(gpus_of("h100x8_one_lost.csv"), at, 2.6), expected_gpus=8,
@@ -266,8 +268,11 @@ class FakeSweep:
     def snapshot(self) -> Snapshot:
         return Snapshot(self.at, self.views, self.watched)
 
-    def test(self, name: str, timeout: float = 15.0) -> tuple[StepResult, ...]:
+    def test(self, name: str, timeout: float = 15.0, told: Told = ignore) -> tuple[StepResult, ...]:
         self.tested.append(name)
+        for step in connection_steps():
+            if step.ok is not None:
+                told(step)
         return connection_steps()
 
     def retry(self, name: str) -> None:
@@ -381,6 +386,8 @@ class FakeDeployment:
         self.history = History(folder / "fake-history.db")
         self.alerts = Alerts(folder / "fake-alerts.db", rules({}))
         self.notifier = Notifier([])
+        self.audit = AuditLog(folder / "audit.log", lambda: at)
+        self.restarted: list[tuple[str, str]] = []
         fill_history(self.history, at)
         raise_alerts(self.alerts, at)
         self.alerts.use(rules({}))
@@ -391,6 +398,16 @@ class FakeDeployment:
     def stop(self) -> None:
         self.alerts.close()
         self.history.close()
+
+    def restart(self, machine: str, name: str, who: str | None = None) -> Restarted:
+        """`docker:whisper` fails."""
+        self.restarted.append((machine, name))
+        failed = name == "docker:whisper"
+        self.audit.end(self.audit.begin(who, machine, f"restart {name}"), "failed" if failed else "done", EVIL if failed else "")
+        return Restarted(name, not failed, f"no such container {EVIL}" if failed else "", "Correct its name." if failed else "", 2.1)
+
+    def forget(self, name: str) -> None:
+        self.history.forget(name)
 
     def apply(self, settings: Settings) -> None:
         """The rules are put in force; the machines stay as they are."""

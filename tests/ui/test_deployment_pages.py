@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 import runtime
@@ -162,10 +163,61 @@ def test_a_machine_that_cannot_be_kept_says_why(app: AppTest, rt: Any, monkeypat
     open_page(app, "machines")
     fill(app, name="l4-vm", address="127.0.0.1:1")
     app.button(key="machine-add").click().run()
-    assert not app.exception and "It was not added" in html(app) and "Choose another." in html(app)
+    assert not app.exception and "It was not saved" in html(app) and "Choose another." in html(app)
+
+
+def test_a_machine_added_here_is_changed_and_removed_here(app: AppTest, rt: Any, sweep: FakeSweep) -> None:
+    """The fake sweep already shows a machine of this name; what is kept of it is real."""
+    rt.add_machine({"name": "vps", "address": "127.0.0.1:1", "units": ["a", "b"], "expected_gpus": 0})
+    open_page(app, "machine", name="vps")
+    assert "It was added on a page" in html(app)
+    assert app.text_input(key="changed-name").disabled and app.text_input(key="changed-units").value == "a, b"
+    app.text_input(key="changed-address").set_value("127.0.0.1:2")
+    app.text_input(key="changed-units").set_value("a")
+    app.button(key="FormSubmitter:changed-Test the connection").click().run()
+    assert "vps cannot be read yet" in html(app) and "refused" in html(app)
+    app.button(key="changed-add").click().run()
+    assert not app.exception
+    kept = next(each for each in rt.settings.machines if each["name"] == "vps")
+    assert (kept["address"], kept["units"], kept["expected_gpus"]) == ("127.0.0.1:2", ["a"], 0)
+    app.checkbox(key="remove-history").check()
+    app.button(key="remove-now").click().run()
+    assert not app.exception
+    assert "vps" not in [each["name"] for each in rt.settings.machines]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("local", "It is always watched"),
+        ("l4-vm", "It is configured in <code>empty.toml</code>"),
+        ("spark", "The Prometheus server at"),
+    ],
+)
+def test_other_machines_say_where_they_are_configured(app: AppTest, name: str, said: str) -> None:
+    open_page(app, "machine", name=name)
+    assert said in html(app) and "remove-now" not in [button.key for button in app.button]
 
 
 # --------------------------------------------------------------------------------------------------------------- machine
+
+
+def test_a_restart_is_confirmed_done_and_in_the_audit_log(app: AppTest, rt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(st.context), "ip_address", property(lambda context: "10.0.0.3"))
+    open_page(app, "machine", name="l4-vm")
+    assert "Nothing was restarted here yet" in html(app) and "is stopped and started" in html(app)
+    assert rt.deployment.restarted == []
+    app.button(key="restart-0-vllm.service").click().run()
+    assert not app.exception and rt.deployment.restarted == [("l4-vm", "vllm.service")]
+    assert "vllm.service on l4-vm was restarted" in html(app) and "restart vllm.service" in html(app)
+    app.button(key="restart-1-docker:whisper").click().run()
+    assert not app.exception and "was not restarted" in html(app) and "Correct its name." in html(app)
+    assert html(app).count("10.0.0.3") == 2
+
+
+def test_what_the_settings_do_not_name_has_no_button(app: AppTest) -> None:
+    open_page(app, "machine", name="h100-1")
+    assert not [button.key for button in app.button if button.key and button.key.startswith("restart")]
 
 
 @pytest.mark.parametrize("name", ["local", "l4-vm", "h100-1", "h100-2", "vps", "ocr-gpu", "spark", "new"])

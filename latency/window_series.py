@@ -1,0 +1,150 @@
+"""Readings -> series, facts and uses of one window, small enough to be kept for every query. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from latency.sampler import LocalReadings
+from latency.types import LOCAL, Fact, Series, Use
+from latency.window_remote import Look
+
+MAX_POINTS = 600  # of one series
+MAX_WINDOW_POINTS = 24_000
+MAX_FACTS = 200
+MAX_USES = 50
+DIGITS = 5
+
+Points = Sequence[tuple[float, float | None]]
+
+
+def thinned(points: Points, most: int = MAX_POINTS) -> Points:
+    """At most about `most` points: of neighbours the lowest and the highest are kept, in their order, so that no peak is lost."""
+    if len(points) <= most:
+        return points
+    size = math.ceil(2 * len(points) / most)
+    found: list[tuple[float, float | None]] = []
+    for start in range(0, len(points), size):
+        some = points[start : start + size]
+        known = [(value, time) for time, value in some if value is not None]
+        if not known:
+            found.append(some[0])
+            continue
+        (low, low_at), (high, high_at) = min(known), max(known)
+        found += sorted({(low_at, low), (high_at, high)})
+    return found
+
+
+def local_series(local: LocalReadings, zero: float) -> list[Series]:
+    """`zero` is the query's start by the sampler's clock."""
+    return [
+        Series(LOCAL, metric, tuple(time - zero for time in group.times), values)
+        for group in local.groups
+        for metric, values in group.values.items()
+    ]
+
+
+def remote_series(looks: Mapping[str, Sequence[Look]], zero: float) -> list[Series]:
+    """`zero` is the query's start in Unix seconds."""
+    found: list[Series] = []
+    for source, known in looks.items():
+        for metric in dict.fromkeys(name for look in known for name in look.values):
+            points = [(look.at - zero, look.values[metric]) for look in known if metric in look.values]
+            found.append(Series(source, metric, tuple(time for time, _ in points), tuple(value for _, value in points)))
+    return found
+
+
+def bounded(series: Iterable[Series]) -> tuple[tuple[Series, ...], str | None]:
+    """In the order of their names, thinned and rounded (1 ms, five digits); and a sentence when more had to go than that."""
+    ordered = sorted(series, key=lambda each: (each.source != LOCAL, each.source, _natural(each.metric)))
+    kept = [_rounded(each, MAX_POINTS) for each in ordered]
+    points = sum(len(each.times) for each in kept)
+    if points <= MAX_WINDOW_POINTS:
+        return tuple(kept), None
+    most = max(20, MAX_POINTS * MAX_WINDOW_POINTS // points)
+    kept = [_rounded(each, most) for each in ordered]
+    while kept and sum(len(each.times) for each in kept) > 2 * MAX_WINDOW_POINTS:
+        kept.pop()
+    said = f"{points:,} values were read in this window; each series was thinned to {most} points with its peaks"
+    missing = len(ordered) - len(kept)
+    return tuple(kept), f"{said}, and {missing} series were left out." if missing else f"{said}."
+
+
+def facts(local: LocalReadings, looks: Mapping[str, Sequence[Look]], zero: float, zero_unix: float, end: float) -> list[Fact]:
+    """Facts of this machine for the whole window, its throttle reasons and those of others while they were seen."""
+    found = [Fact(LOCAL, name, value, 0.0, round(end, 3)) for name, value in local.facts.items()]
+    found += [
+        Fact(LOCAL, f"gpu.{each.gpu}.throttle_reasons", each.reason, round(each.start - zero, 3), round(each.end - zero, 3))
+        for each in local.throttled
+    ]
+    for source, known in looks.items():
+        found += _merged(source, [look for look in known if look.facts], zero_unix)
+    return found[:MAX_FACTS]
+
+
+def uses(local: LocalReadings, looks: Mapping[str, Sequence[Look]], our_pid: int, ours: Iterable[int] = ()) -> list[Use]:
+    """Each process once, with the most memory and processor it was seen with; on this machine `ours` are pids beside our own."""
+    known = {our_pid, *ours}
+    seen = [
+        Use(LOCAL, each.pid, each.name, each.owner, each.gpu, each.memory_bytes, ours=each.pid in known)
+        for look in local.seen
+        for each in look.gpu_uses or ()
+    ]
+    seen += [
+        Use(LOCAL, each.pid, each.name, cpu_ratio=round(each.cpu_ratio, 3), ours=each.pid in known)
+        for look in local.seen
+        for each in look.busy or ()
+    ]
+    seen += [use for each in looks.values() for look in each for use in look.uses]
+    found: dict[tuple[str, int, int | None], Use] = {}
+    for use in seen:
+        key = (use.source, use.pid, use.gpu)
+        old = found.get(key, use)
+        found[key] = use._replace(
+            memory_bytes=_most(old.memory_bytes, use.memory_bytes), cpu_ratio=_most(old.cpu_ratio, use.cpu_ratio)
+        )
+    return sorted(found.values(), key=lambda use: (-(use.memory_bytes or 0), -(use.cpu_ratio or 0.0)))[:MAX_USES]
+
+
+def _merged(source: str, looks: Sequence[Look], zero_unix: float) -> list[Fact]:
+    """One fact for each stretch of looks that all say so."""
+    open_: dict[tuple[str, str], Fact] = {}
+    found: list[Fact] = []
+    for look in looks:
+        at = round(look.at - zero_unix, 3)
+        kinds = {name.partition(".")[0] for name, _ in look.facts}
+        for key in [key for key in open_ if key not in look.facts and key[0].partition(".")[0] in kinds]:
+            found.append(open_.pop(key))
+        for name, value in look.facts:
+            old = open_.get((name, value))
+            open_[name, value] = Fact(source, name, value, at, at) if old is None else old._replace(end=at)
+    return found + list(open_.values())
+
+
+def _most(one: float | None, other: float | None) -> Any:
+    return other if one is None else one if other is None else max(one, other)
+
+
+def _rounded(series: Series, most: int) -> Series:
+    points = thinned(tuple(zip(series.times, series.values, strict=True)), most)
+    return series._replace(
+        times=tuple(round(time, 3) for time, _ in points),
+        values=tuple(None if value is None else _shortened(value, series.metric) for _, value in points),
+    )
+
+
+def _shortened(value: float, metric: str) -> float | None:
+    """Five significant digits, but all of a counter, of which only differences matter. Whole numbers lose their point."""
+    if not math.isfinite(value):
+        return None
+    if value == 0:
+        return 0
+    digits = 6 if metric.endswith("_total") else DIGITS - 1 - math.floor(math.log10(abs(value)))
+    rounded = round(value, digits)
+    return int(rounded) if rounded == int(rounded) else rounded
+
+
+def _natural(metric: str) -> list[tuple[int, str]]:
+    """GPU 10 after GPU 9."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in metric.split(".")]

@@ -1,0 +1,74 @@
+"""Causes in the language model: it queues, refuses, reads long, writes slowly or much; and HyDE, which it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from latency.types import Case
+from rag.types import HydeEffect
+from tests.faults.laboratory import Fault, Injection, ask
+from tests.faults.world import Bench, World
+
+HYDE_QUERIES = 12
+
+
+def paced(**changes: Any) -> Injection:
+    """The server at another pace."""
+
+    @contextmanager
+    def inject(bench: Bench, world: World) -> Iterator[World]:
+        with bench.llm.at(**changes):
+            yield world
+
+    return inject
+
+
+@contextmanager
+def long_prompt(bench: Bench, world: World) -> Iterator[World]:
+    """Eight long passages, because the budget allows it: more than 10,000 tokens."""
+    yield world.with_clients(prompts=replace(world.clients.prompts, context_tokens=12_000))
+
+
+@contextmanager
+def long_answer(bench: Bench, world: World) -> Iterator[World]:
+    with bench.llm.at(tokens=440):
+        yield world.with_clients(prompts=replace(world.clients.prompts, max_tokens=512))
+
+
+@contextmanager
+def idle_hyde(bench: Bench, world: World) -> Iterator[World]:
+    """A hypothesis of 20 tokens before each search."""
+    yield world.with_options(hyde="on")
+
+
+def hyde_before(bench: Bench, world: World) -> Sequence[Case]:
+    """Two queries with HyDE and their shadow searches; their like, as if asked twelve times, none with other passages."""
+    with idle_hyde(bench, world) as slow:
+        cases = [ask(slow) for _ in range(2)]
+    unchanged = HydeEffect(changed_top=False, overlap=1.0, shadow=True)
+    return [
+        replace(case, answer=replace(case.answer, id=f"{number:032x}", hyde_effect=unchanged))
+        for number, case in enumerate(cases * (HYDE_QUERIES // 2))
+    ]
+
+
+FAULTS = (
+    Fault("vLLM queues", "llm_queue", paced(queue=0.42, waiting=5)),
+    Fault("vLLM's KV cache is full", "kv_cache_full", paced(queue=0.42, waiting=3, kv_ratio=0.997, preemptions=1)),
+    Fault("slow first token", "ttft_slow", paced(prefill=0.43)),
+    Fault("slow decoding", "decode_slow", paced(per_token=0.022)),
+    Fault("503 first, then an answer", "retries", paced(refusals=1, retry_after=1)),
+    Fault("prompt of 10,000 tokens", "prompt_too_long", long_prompt, base=lambda bench: bench.long_world),
+    Fault("long answer", "answer_long", long_answer),
+    Fault(
+        "HyDE that changes nothing",
+        "hyde_cost",
+        idle_hyde,
+        base=lambda bench: bench.slow_writer,
+        history=hyde_before,
+        note="what it changed is set by hand",
+    ),
+)

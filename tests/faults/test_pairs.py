@@ -1,0 +1,45 @@
+"""Two causes at once: both are among the first three."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+
+from tests.faults.causes import BY_NAME
+from tests.faults.laboratory import Fault, Laboratory, both
+from tests.faults.world import Bench, World
+
+PAIRS = (
+    ("embedder loaded inside the request", "vLLM queues"),
+    ("reranker loaded inside the request", "collection released"),
+    ("collection never flushed", "slow decoding"),
+    ("500 candidates", "503 first, then an answer"),
+    ("store 300 ms away", "long answer"),
+    ("GPU throttled by heat", "vLLM queues"),
+    ("GPU shared with another process", "slow first token"),
+    ("models 0.3 s away", "collection released"),
+    ("busy disk", "reranker on the CPU beside an idle GPU"),
+)
+
+
+def combined(one: Fault, other: Fault) -> Fault:
+    """Both in one world: that of the first."""
+
+    @contextmanager
+    def inject(bench: Bench, world: World) -> Iterator[World]:
+        with both(bench, world, one.inject, other.inject) as slow:
+            yield slow
+
+    return replace(one, name=f"{one.name} and {other.name}", inject=inject)
+
+
+@pytest.mark.parametrize(("one", "other"), PAIRS)
+def test_both_causes_are_among_the_first_three(laboratory: Laboratory, one: str, other: str):
+    first, second = BY_NAME[one], BY_NAME[other]
+    tried = laboratory.try_out(combined(first, second), repeats=1)
+    for fault in (first, second):
+        rank = tried.rank(fault.code)
+        assert rank is not None and rank <= 3, f"{fault.code} was to be among the first three\n{tried.told()}"

@@ -1,0 +1,76 @@
+"""What the page Latency keeps between reruns and shares between sessions, keyed by the trace store's revision.
+
+Only small results are kept: a report that held the table would keep every revision of it in memory.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import streamlit as st
+
+from latency import percentiles, summary, what_if
+from latency.percentiles import EVERY, Selection
+from latency.stage_table import Rows, StageTable, StageTables
+from latency.summary import Pick, Report, View
+from latency.what_if import Prediction, Scenario
+from rag.trace_rows import QueryRow
+from ui.cached import the_runtime
+
+LISTED = 20
+
+
+@st.cache_resource(max_entries=2, show_spinner=False)
+def _tables(path: Path, store: int) -> StageTables:
+    del store  # another store of the same path counts its revisions anew
+    return StageTables(path)
+
+
+def tables() -> StageTables:
+    traces = the_runtime().traces
+    return _tables(traces.path, id(traces))
+
+
+@st.cache_resource(max_entries=64, show_spinner="Reading stored queries …")
+def origins(revision: int, since: float) -> tuple[str, ...]:
+    """Who asked since then."""
+    table = tables().at(revision, since)
+    return tuple(group.value for group in percentiles.groups(table, _everyone(table, since), "origin"))
+
+
+@st.cache_resource(max_entries=64, show_spinner=False)
+def values(revision: int, since: float, option: str) -> tuple[str, ...]:
+    """The values that an option had since then, that of most queries first."""
+    table = tables().at(revision, since)
+    return tuple(group.value for group in percentiles.groups(table, _everyone(table, since), option))
+
+
+def _everyone(table: StageTable, since: float) -> Rows:
+    return percentiles.choose(table, Selection(since=since, origin=EVERY, outcome=EVERY)).rows
+
+
+@st.cache_resource(max_entries=64, show_spinner="Reading stored queries …")
+def report(revision: int, view: View) -> Report:
+    """The numbers of a view. Raises RagError when the trace file cannot be read."""
+    return summary.report(tables().at(revision, view.selection.since), view)
+
+
+@st.cache_resource(max_entries=64, show_spinner=False)
+def longest(revision: int, view: View, pick: Pick | None) -> tuple[int, tuple[QueryRow, ...]]:
+    """(how many there are, the first of them, longest first)."""
+    table = tables().at(revision, view.selection.since)
+    rows = summary.listed(table, view, pick)
+    return len(rows), tuple(tables().rows(table.ids[rows[:LISTED]].tolist()))
+
+
+def all_listed(revision: int, view: View, pick: Pick | None) -> list[QueryRow]:
+    """All of them, for a download."""
+    table = tables().at(revision, view.selection.since)
+    return tables().rows(table.ids[summary.listed(table, view, pick)].tolist())
+
+
+@st.cache_resource(max_entries=64, show_spinner=False)
+def predicted(revision: int, view: View, scenario: Scenario) -> Prediction | None:
+    """What-if over the queries of a view, whatever its column."""
+    table = tables().at(revision, view.selection.since)
+    return what_if.predict(table, percentiles.choose(table, view.selection).rows, scenario)

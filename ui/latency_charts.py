@@ -1,0 +1,155 @@
+"""Trend and distribution of the page Latency as options of ECharts. Pure; times are Unix seconds, shown in the browser's zone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from latency.percentiles import TOTAL, Bin, Change, Summary, Trend
+from ui.format import seconds
+from ui.style import STAGE_COLOURS
+
+_PLAIN = ("#4d82b3", "#8fb4d6")
+_COUNT = {"color": "#8d949d", "opacity": 0.28}
+_GRID = {"left": 4, "right": 14, "bottom": 2, "containLabel": True}
+
+
+def tone(column: str, dark: bool) -> str:
+    """The colour of a stage; the total has the neutral one of other trends."""
+    return STAGE_COLOURS.get(column, _PLAIN)[dark]
+
+
+def trend_options(trend: Trend, column: str, start: float, end: float, dark: bool) -> dict[str, Any]:
+    """p50 and p95 as lines with gaps where nothing was asked, counts as pale bars behind, changes as numbered lines."""
+    scale, unit = _unit(max((bucket.p95 for bucket in trend.buckets), default=0.0))
+    middle = trend.step / 2
+    colour = tone(column, dark)
+    p50, p95 = (_line(trend, name, middle, scale, unit, colour) for name in ("p50", "p95"))
+    p50["lineStyle"], p50["itemStyle"] = {"width": 1.5, "opacity": 0.55}, {"opacity": 0.55}
+    p95["markLine"] = _marks(trend.changes, start, end)
+    counts = {
+        "type": "bar",
+        "name": "queries",
+        "yAxisIndex": 1,
+        "data": [[(bucket.start + middle) * 1000, bucket.n] for bucket in trend.buckets],
+        "itemStyle": _COUNT,
+        "barMaxWidth": 14,
+        "selectedMode": "single",
+        "select": {"itemStyle": {"color": colour, "opacity": 0.6}},
+        "tooltip": {"valueFormatter": "%d"},
+    }
+    most = max((bucket.n for bucket in trend.buckets), default=1)
+    return {
+        "animation": False,
+        "grid": {**_GRID, "top": 26},
+        "legend": {"show": True, "top": 0, "right": 0, "itemHeight": 8, "itemWidth": 16, "textStyle": {"fontSize": 11}},
+        "tooltip": {"trigger": "axis", "confine": True},
+        "xAxis": {"type": "time", "min": start * 1000, "max": end * 1000, "splitLine": {"show": False}},
+        "yAxis": [
+            {"type": "value", "min": 0, "splitNumber": 3, "axisLabel": {"formatter": f"{{value}} {unit}"}},
+            # bars of counts in the lower third, out of the lines' way
+            {"type": "value", "min": 0, "max": most * 3, "show": False},
+        ],
+        "series": [counts, p50, p95],
+    }
+
+
+def _line(trend: Trend, name: str, middle: float, scale: float, unit: str, colour: str) -> dict[str, Any]:
+    data: list[list[float | None]] = []
+    for index, bucket in enumerate(trend.buckets):
+        if index and bucket.start - trend.buckets[index - 1].start > trend.step * 1.5:
+            data.append([(bucket.start - middle) * 1000, None])  # nothing was asked in between: no line
+        data.append([(bucket.start + middle) * 1000, _short(getattr(bucket, name) / scale)])
+    return {
+        "type": "line",
+        "name": name,
+        "data": data,
+        "color": colour,
+        "lineStyle": {"width": 2},
+        "showSymbol": True,
+        "symbolSize": 4,
+        "tooltip": {"valueFormatter": f"%.{1 if unit == 'ms' else 2}f {unit}"},
+    }
+
+
+def _marks(changes: Sequence[Change], start: float, end: float) -> dict[str, Any]:
+    data = [
+        {"xAxis": change.at * 1000, "name": str(position), "label": {"formatter": str(position)}}
+        for position, change in enumerate(changes, 1)
+        if start <= change.at <= end
+    ]
+    look = {"color": "#8d949d", "type": "dotted", "width": 1.5}
+    return {"symbol": "none", "silent": True, "lineStyle": look, "label": {"position": "end", "color": "#8d949d"}, "data": data}
+
+
+def distribution_options(bins: Sequence[Bin], column: str, told: Summary, dark: bool) -> dict[str, Any]:
+    """Bars of queries by duration on a logarithmic axis, cold ones hatched; p50, p95 and p99 as lines."""
+    colour = tone(column, dark)
+    warm, cold = (_bars(name, [getattr(each, name) for each in bins], colour) for name in ("warm", "cold"))
+    cold["itemStyle"] = {
+        "color": colour,
+        "decal": {"symbol": "rect", "dashArrayX": [1, 0], "dashArrayY": [2, 3], "rotation": 0.8},
+    }
+    warm["markLine"] = {
+        "symbol": "none",
+        "silent": True,
+        "lineStyle": {"color": "#8d949d", "type": "dotted", "width": 1.5},
+        "data": [
+            {"xAxis": _place(bins, value), "label": {"formatter": name, "distance": above, "color": "#8d949d"}}
+            for name, value, above in (("p50", told.p50, 3), ("p95", told.p95, 3), ("p99", told.p99, 15))  # close neighbours
+        ],
+    }
+    return {
+        "animation": False,
+        "grid": {**_GRID, "top": 38},
+        "legend": {"show": False},
+        "aria": {"enabled": True, "decal": {"show": False}},
+        "tooltip": {"trigger": "axis", "confine": True, "axisPointer": {"type": "shadow"}, "valueFormatter": "%d"},
+        "xAxis": {"type": "category", "data": [bin_words(each) for each in bins], "axisTick": {"show": False}},
+        "yAxis": {"type": "value", "min": 0, "splitNumber": 3, "minInterval": 1},
+        "series": [warm, cold],
+    }
+
+
+def _bars(name: str, counts: Sequence[int], colour: str) -> dict[str, Any]:
+    return {
+        "type": "bar",
+        "name": name,
+        "stack": "runs",
+        "data": list(counts),
+        "color": colour,
+        "barCategoryGap": "12%",
+        "selectedMode": "single",
+        "select": {"itemStyle": {"borderColor": "#8d949d", "borderWidth": 2}},
+    }
+
+
+def _place(bins: Sequence[Bin], value: float) -> int:
+    return next((index for index, each in enumerate(bins) if value < each.most), len(bins) - 1)
+
+
+def bin_words(each: Bin) -> str:
+    """`1.00–1.26 s`, `794 ms–1.00 s`."""
+    least, most = seconds(each.least), seconds(each.most)
+    same = least.rpartition(" ")[2] == most.rpartition(" ")[2]
+    return f"{least.rpartition(' ')[0] if same else least}–{most}"
+
+
+def _unit(highest: float) -> tuple[float, str]:
+    return (1.0, "s") if highest >= 1 else (0.001, "ms")
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+TREND_CSV = ("start_unix", "step_seconds", "n", "p50_seconds", "p95_seconds", "longest_seconds")
+DISTRIBUTION_CSV = ("least_seconds", "below_seconds", "warm", "cold")
+
+
+def trend_rows(trend: Trend) -> list[list[float]]:
+    return [[bucket.start, trend.step, bucket.n, bucket.p50, bucket.p95, bucket.longest] for bucket in trend.buckets]
+
+
+def title(column: str) -> str:
+    return "Whole query" if column == TOTAL else "HyDE" if column == "hyde" else column.capitalize()
