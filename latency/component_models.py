@@ -71,9 +71,8 @@ def reranker(bench: Bench) -> Iterator[Row]:
 
         samples, tokens = bench.timed(score)
         detail = f"{_where(model.info)}, {source}" + (f", {tokens} tokens" if tokens else "")
-        yield Row(
-            f"reranker.{count}", CODES[f"reranker.{count}"], samples, detail, {"candidates": count, "tokens": tokens or None}
-        )
+        values = {"candidates": count, "tokens": tokens or None}
+        yield Row(f"reranker.{count}", CODES[f"reranker.{count}"], samples, detail, values, comparable=is_model)
 
 
 def _candidates(bench: Bench, count: int) -> tuple[list[RerankCandidate], str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from latency.otlp_content import answer_text, documents, question_text
 from latency.otlp_kinds import SERVER, first, model_of, stages_of
-from latency.otlp_timeline import first_token, stage, timeline, tokens_of, ttft_of
+from latency.otlp_timeline import first_token, stage, timeline, tokens
 from latency.otlp_wire import SERVICE
 from rag.otlp import SpanRecord, iso_utc
 from rag.types import STAGES, Answer, Options, Passage, Problem
@@ -56,6 +56,7 @@ def to_answer(root: SpanRecord, spans: Sequence[SpanRecord]) -> Answer:
     passages = _passages(spans, stages)
     by_stage = {name: [span for span in spans if stages.get(span.span_id) == name] for name in STAGES}
     answering = by_stage["generate"]
+    ttft, first_seen = first_token(items)
     failed = _failure(root, spans, stages)
     text = answer_text(root, answering)
     return Answer(
@@ -69,9 +70,9 @@ def to_answer(root: SpanRecord, spans: Sequence[SpanRecord]) -> Answer:
         stages=tuple(stage(name, by_stage[name], [item for item in items if item.stage == name]) for name in STAGES),
         timeline=items,
         total_seconds=(end - begin) / 1e9,
-        ttft_seconds=ttft_of(answering[-1]) if answering else None,
-        first_token_seconds=first_token(answering, begin),
-        tokens=tokens_of(answering),
+        ttft_seconds=ttft,
+        first_token_seconds=first_seen,
+        tokens=tokens(items),
         options=_options(by_stage, passages),
         fingerprint=_fingerprint(root, by_stage),
         origin=f"{ORIGIN}{root.attributes.get(SERVICE, 'unknown')}",

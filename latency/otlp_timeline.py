@@ -16,6 +16,9 @@ from latency.otlp_kinds import SERVER, first, model_of, number, whole
 from rag.otlp import SpanRecord
 from rag.types import Answer, Interval, Split, Stage, Tokens
 
+_PROMPT = ("gen_ai.usage.input_tokens", "gen_ai.usage.prompt_tokens", "llm.token_count.prompt")
+_COMPLETION = ("gen_ai.usage.output_tokens", "gen_ai.usage.completion_tokens", "llm.token_count.completion")
+
 Piece = tuple[int, int]  # start and end, Unix nanoseconds
 
 
@@ -130,11 +133,10 @@ def _facts(stage: str, spans: Sequence[SpanRecord]) -> dict[str, Any]:
     elif stage == "rerank":
         facts = {"candidates": _count(outer, "reranker.input_documents"), "top_k": whole(told, "reranker.top_k")}
     elif stage in ("hyde", "generate"):
-        tokens = tokens_of(spans[-1:] if tokens_of(spans[-1:]).prompt is not None else spans)
-        ttft = next((value for span in reversed(spans) if (value := ttft_of(span)) is not None), None)
+        ttft = next((value for span in reversed(spans) if (value := _ttft(span)) is not None), None)
         facts = {
-            "prompt_tokens": tokens.prompt,
-            "completion_tokens": tokens.completion,
+            "prompt_tokens": _tokens(spans, *_PROMPT),
+            "completion_tokens": _tokens(spans, *_COMPLETION),
             "max_tokens": whole(told, "gen_ai.request.max_tokens", "llm.request.max_tokens"),
             "ttft_seconds": ttft,
             "decode_seconds": None if ttft is None else max(0.0, outer.seconds - ttft),
@@ -172,30 +174,35 @@ def with_server_spans(answer: Answer, servers: Sequence[SpanRecord]) -> Answer:
     return replace(answer, timeline=tuple(items))
 
 
+def first_token(items: Sequence[Interval]) -> tuple[float | None, float | None]:
+    """(seconds from the request to the last answer's first token, the same from the query's start)."""
+    last = next((item for item in reversed(items) if item.stage == "generate" and item.facts), None)
+    ttft = None if last is None else last.facts.get("ttft_seconds")
+    return (None, None) if last is None or ttft is None else (ttft, last.start + ttft)
+
+
+def tokens(items: Sequence[Interval]) -> Tokens:
+    """Of all the language model's answers; the rate only where there is one."""
+    facts = [item.facts for item in items if item.stage == "generate" and item.facts]
+    prompt, completion = ([each[name] for each in facts if name in each] for name in ("prompt_tokens", "completion_tokens"))
+    written, seconds = sum(completion), facts[0].get("decode_seconds") if len(facts) == 1 else None
+    rate = (written - 1) / seconds if seconds and written > 1 else None
+    return Tokens(sum(prompt) if prompt else None, written if completion else None, rate)
+
+
 def _count(span: SpanRecord, prefix: str) -> int | None:
     numbers = {key.removeprefix(f"{prefix}.").split(".", 1)[0] for key in span.attributes if key.startswith(f"{prefix}.")}
     return len(numbers) or None
 
 
-def tokens_of(spans: Sequence[SpanRecord]) -> Tokens:
-    """Summed over the spans; the rate only of a single one."""
-    prompt = [
-        whole(span.attributes, "gen_ai.usage.input_tokens", "gen_ai.usage.prompt_tokens", "llm.token_count.prompt")
-        for span in spans
-    ]
-    completion = [
-        whole(span.attributes, "gen_ai.usage.output_tokens", "gen_ai.usage.completion_tokens", "llm.token_count.completion")
-        for span in spans
-    ]
-    told = [value for value in prompt if value is not None], [value for value in completion if value is not None]
-    written = sum(told[1]) if told[1] else None
-    rate = None
-    if len(spans) == 1 and written and written > 1 and (ttft := ttft_of(spans[0])) is not None and spans[0].seconds > ttft:
-        rate = (written - 1) / (spans[0].seconds - ttft)
-    return Tokens(sum(told[0]) if told[0] else None, written, rate)
+def _tokens(spans: Sequence[SpanRecord], *names: str) -> int | None:
+    """What the outermost span says, which is last; else the sum of what those inside say."""
+    told = [value for span in spans if (value := whole(span.attributes, *names)) is not None]
+    outer = whole(spans[-1].attributes, *names)
+    return outer if outer is not None else sum(told) if told else None
 
 
-def ttft_of(span: SpanRecord) -> float | None:
+def _ttft(span: SpanRecord) -> float | None:
     """Seconds from the request to its first token, by attribute, by Langfuse's time, or by an event."""
     told = number(
         span.attributes, "gen_ai.response.time_to_first_chunk", "gen_ai.server.time_to_first_token", "llm.time_to_first_token"
@@ -212,10 +219,3 @@ def ttft_of(span: SpanRecord) -> float | None:
             return seconds
     first_event = next((event for event in span.events if "first" in event.name.lower() and "token" in event.name.lower()), None)
     return None if first_event is None else max(0.0, (first_event.unix_ns - span.start_unix_ns) / 1e9)
-
-
-def first_token(spans: Sequence[SpanRecord], begin: int) -> float | None:
-    """Seconds from the query's start to the answer's first token."""
-    if not spans or (ttft := ttft_of(spans[-1])) is None:
-        return None
-    return (spans[-1].start_unix_ns - begin) / 1e9 + ttft

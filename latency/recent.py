@@ -52,9 +52,7 @@ def cases(traces: TraceStore, readings: Readings | None, ids: list[str]) -> list
             bodies |= dict(db.execute(f"SELECT query_id, body FROM answers WHERE query_id IN ({marks})", some))
             spans |= dict(db.execute(f"SELECT query_id, body FROM spans WHERE query_id IN ({marks})", some))
     seen = readings.get_many(ids) if readings is not None else {}
-    return [
-        Case(to_answer(unpack(bodies[each]), {}), _spans(spans.get(each)), seen.get(each)) for each in ids if each in bodies
-    ]
+    return [Case(to_answer(unpack(bodies[each]), {}), _spans(spans.get(each)), seen.get(each)) for each in ids if each in bodies]
 
 
 def _spans(body: bytes | None) -> tuple[SpanRecord, ...]:

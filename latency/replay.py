@@ -246,7 +246,7 @@ class _Replay:
         self._check_cancelled()
         if job.result is None:
             return Run(side, round_number, stored.id, None, None, None, error=f"the query broke off: {job.error}")
-        return _run(side, round_number, stored.id, job.result)
+        return _run(side, round_number, stored, job.result)
 
     def _submit(self, question: str, options: Options, variant: Variant | None) -> Job[Answer]:
         """Ask, waiting for a while where users' queries take every place."""
@@ -265,12 +265,13 @@ class _Replay:
             raise Cancelled("the replay was cancelled")
 
 
-def _run(side: int, round_number: int | None, stored_id: str, answer: Answer) -> Run:
-    lacking = "; ".join(f"{stage.stage}: {stage.degraded}" for stage in answer.stages if stage.degraded)
+def _run(side: int, round_number: int | None, stored: Answer, answer: Answer) -> Run:
+    lacking = [f"{stage.stage}: {stage.degraded}" for stage in answer.stages if stage.degraded]
+    if answer.outcome == "no_documents" and stored.outcome == "answered":
+        lacking.append("search: no passage was found (another embedder has a collection of its own)")
     error = answer.error.message if answer.error else "it was cancelled" if answer.outcome == "cancelled" else None
-    return Run(
-        side, round_number, stored_id, answer.id, answer.total_seconds, answer.outcome, answer.cold, lacking or None, error
-    )
+    told = "; ".join(lacking) or None
+    return Run(side, round_number, stored.id, answer.id, answer.total_seconds, answer.outcome, answer.cold, told, error)
 
 
 def _all_failed(runs: Sequence[Run]) -> None:

@@ -77,7 +77,8 @@ class _Pace:
 
 
 class Sampler:
-    """Thread-safe. `monotonic` stamps the readings; `also` is called about twice a second on the sampler's thread."""
+    """Thread-safe. `monotonic` stamps the readings, `thread_seconds` is that thread's processor time. `also` is called
+    about twice a second on the sampler's thread."""
 
     def __init__(
         self,
@@ -85,11 +86,13 @@ class Sampler:
         host: HostReader | None = None,
         *,
         monotonic: Callable[[], float] = time.monotonic,
+        thread_seconds: Callable[[], float] = time.thread_time,
         also: Callable[[], None] | None = None,
     ) -> None:
         self._gpus, self._host = gpus or GpuReader(), host or HostReader()
         self.monotonic = monotonic
         self.also = also
+        self._thread_seconds = thread_seconds
         self.cpu_seconds = 0.0  # of the sampler's thread, since it began
         self._changed = threading.Condition()
         self._users = 0
@@ -179,12 +182,12 @@ class Sampler:
             started = self.monotonic()
             if pace.due > started:
                 continue
-            used = time.thread_time()
+            used = self._thread_seconds()
             try:
                 pace.run(started)
             except Exception:  # a defect of ours: the other paces go on
                 log.exception("the sampler could not %s", pace.run.__name__)
-            cost = time.thread_time() - used
+            cost = self._thread_seconds() - used
             self.cpu_seconds += cost
             pace.done(started, self.monotonic(), cost)
         self._looked_at = self.monotonic()

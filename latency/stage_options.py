@@ -76,11 +76,11 @@ def _candidates(table: StageTable, rows: Rows) -> Labelled:
 
 OPTIONS: Mapping[str, Option] = {
     "hyde": Option("HyDE", _hyde),
-    "rerank_device": Option("Reranker's device", _of_stage("stage_device", "rerank")),
-    "rerank_place": Option("Reranker's place", _of_stage("stage_place", "rerank")),
+    "rerank_device": Option("Reranker device", _of_stage("stage_device", "rerank")),
+    "rerank_place": Option("Reranker place", _of_stage("stage_place", "rerank")),
     "rerank_model": Option("Reranker", _of_stage("stage_model", "rerank")),
-    "embed_device": Option("Embedder's device", _of_stage("stage_device", "embed")),
-    "embed_place": Option("Embedder's place", _of_stage("stage_place", "embed")),
+    "embed_device": Option("Embedder device", _of_stage("stage_device", "embed")),
+    "embed_place": Option("Embedder place", _of_stage("stage_place", "embed")),
     "embed_model": Option("Embedder", _of_stage("stage_model", "embed")),
     "model": Option("Language model", _of_query("model")),
     "candidates": Option("Candidates", _candidates),

@@ -24,6 +24,7 @@ RANGES = {"1 h": 3600, "24 h": 86_400, "7 d": 7 * 86_400, "30 d": 30 * 86_400, "
 OUTCOMES = (DONE, "answered", "no_documents", "failed", "cancelled", EVERY)
 HEATS = ("all", "warm", "cold")
 EVERY_VALUE = "every value"
+FIRST_FINDINGS = 3
 
 
 # 1) what is looked at
@@ -127,6 +128,20 @@ def card_head(title: str, name: str, heads: Sequence[str], rows: Sequence[Sequen
         numbers(name, heads, rows)
 
 
+def findings() -> None:
+    found = latency_cached.last_hour(int(now().timestamp() // 60))
+    with st.container(border=True, gap="small"):
+        title = latency_view.findings_title(found)
+        if not found.findings:
+            st.html(card_title(title))
+            return
+        card_head(title, "findings", latency_view.FINDING_CSV, latency_view.finding_rows(found.findings))
+        st.html(latency_view.findings(found.findings[:FIRST_FINDINGS]))
+        if len(found.findings) > FIRST_FINDINGS:
+            with st.expander(f"{len(found.findings) - FIRST_FINDINGS} more"):
+                st.html(latency_view.findings(found.findings[FIRST_FINDINGS:], FIRST_FINDINGS + 1))
+
+
 def stages(found: Report, view: View) -> None:
     with st.container(border=True, gap="small"):
         card_head("Where the time goes", "stages", latency_view.STAGE_CSV, latency_view.stage_rows(found.lines))
@@ -160,7 +175,7 @@ def distribution(found: Report, view: View) -> None:
     with st.container(border=True, gap="small"):
         name = latency_charts.title(view.column)
         rows = [list(each) for each in found.bins]
-        card_head(f"How long: {name.lower()}", "distribution", latency_charts.DISTRIBUTION_CSV, rows)
+        card_head(f"{name}: how long", "distribution", latency_charts.DISTRIBUTION_CSV, rows)
         if told is None:
             st.html(cards.empty(f"{name} did not run in this time."))
             return
@@ -277,12 +292,13 @@ def nothing(found: Report, view: View) -> None:
 
 
 def show(revision: int, view: View, found: Report) -> None:
-    told = latency_view.sentence(found.lines, view.heat)
+    told = latency_view.sentence(found.lines, view.column, view.heat)
     counts = latency_view.counted(found.counts, view.selection, st.session_state.get("range") or "24 h")
     st.html(f'<p class="rd rd-question">{escape(told)}.</p><div class="rd rd-soft">{escape(counts)}.</div>')
     if not found.counts.n:
         nothing(found, view)
         return
+    findings()
     stages(found, view)
     left, right = st.columns([3, 2], gap="small")
     with left:

@@ -5,19 +5,22 @@ Only small results are kept: a report that held the table would keep every revis
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import streamlit as st
 
-from latency import percentiles, summary, what_if
+from latency import percentiles, recent, summary, what_if
 from latency.percentiles import EVERY, Selection
+from latency.recent import Recent
 from latency.stage_table import Rows, StageTable, StageTables
 from latency.summary import Pick, Report, View
 from latency.what_if import Prediction, Scenario
-from rag.trace_rows import QueryRow
+from rag.trace_rows import QueryFilter, QueryRow
 from ui.cached import the_runtime
 
-LISTED = 20
+HOUR_SECONDS = 3600.0
+LISTED = 10
 
 
 @st.cache_resource(max_entries=2, show_spinner=False)
@@ -67,6 +70,16 @@ def all_listed(revision: int, view: View, pick: Pick | None) -> list[QueryRow]:
     """All of them, for a download."""
     table = tables().at(revision, view.selection.since)
     return tables().rows(table.ids[summary.listed(table, view, pick)].tolist())
+
+
+@st.cache_resource(max_entries=4, show_spinner="Looking for causes …")
+def last_hour(minute: int) -> Recent:
+    """What made the queries of the last hour slow, beside what was usual before it. Looked for once a minute."""
+    del minute
+    running = the_runtime()
+    since = time.time() - HOUR_SECONDS
+    where = QueryFilter(since=since, measured=False)
+    return recent.findings(running.traces, running.readings, running.baseline(before=since), where)
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)

@@ -9,8 +9,10 @@ from urllib.parse import urlencode
 
 from latency import percentiles
 from latency.percentiles import DONE, EVERY, PERCENTS, TOTAL, USUAL, Change, Chosen, Group, Heat, Selection, StageLine, Summary
+from latency.recent import Recent
 from latency.stage_options import OPTIONS
 from latency.summary import Outlier, Pick, Report, View
+from latency.types import Finding
 from latency.what_if import Estimate, Prediction
 from ui.figures import PARTS, table
 from ui.format import absolute, escape, number, percent, plural, query_url, seconds, unknown_html
@@ -43,15 +45,18 @@ def column_words(column: str) -> str:
 # ---------------------------------------------------------------------------------------------------------------- head
 
 
-def sentence(lines: Sequence[StageLine], heat: Heat) -> str:
-    """`p95 was 12.1 s over 84 queries; generate took 61 %`."""
-    told = lines[0].of(heat)
+def sentence(lines: Sequence[StageLine], column: str, heat: Heat) -> str:
+    """`p95 was 12.1 s over 84 queries; generate took 61 % of all time`; or of the stage that is looked at."""
+    line = next(each for each in lines if each.stage == column)
+    told, warm = line.of(heat), "" if heat == "all" else f"{heat} "
     if told is None:
-        return f"No {heat} query matches"
-    what = plural(told.n, "query" if heat == "all" else f"{heat} query", "queries" if heat == "all" else f"{heat} queries")
+        return f"No {warm}query matches" if column == TOTAL else f"{column_words(column)}: no {warm}run matches"
+    if column != TOTAL:
+        share = f"; it took {percent(line.share)} of all time" if heat == "all" else ""
+        return f"{column_words(column)}: p95 was {seconds(told.p95)} over {plural(told.n, f'{warm}run')}{share}"
     first = percentiles.leading(tuple(lines))
     took = f"; {column_words(first.stage)} took {percent(first.share)} of all time" if first else ""
-    return f"p95 was {seconds(told.p95)} over {what}{took}"
+    return f"p95 was {seconds(told.p95)} over {plural(told.n, f'{warm}query', f'{warm}queries')}{took}"
 
 
 def counted(chosen: Chosen, selection: Selection, span: str) -> str:
@@ -70,6 +75,62 @@ def counted(chosen: Chosen, selection: Selection, span: str) -> str:
 
 def _unended(selection: Selection) -> str:
     return "that failed or were cancelled" if selection.outcome == DONE else "that ended otherwise"
+
+
+# ------------------------------------------------------------------------------------------------------------ findings
+
+_SHOWN_QUERIES = 4
+
+
+def findings_title(found: Recent) -> str:
+    """`Last hour: 3 causes in 574 queries`."""
+    asked = plural(found.queries, "query", "queries")
+    if not found.findings:
+        return f"Last hour: nothing stands out in {asked}" if found.queries else "Last hour: no query"
+    some = f", the slowest {found.looked_at:,} looked at" if found.looked_at < found.queries else ""
+    return f"Last hour: {plural(len(found.findings), 'cause')} in {asked}{some}"
+
+
+def findings(found: Sequence[Finding], first: int = 1) -> str:
+    """Each cause with what it would save, what to change, and the queries it was found in; numbered from `first`."""
+    return f'<div class="rd rd-list">{"".join(_finding(position, each) for position, each in enumerate(found, first))}</div>'
+
+
+def _finding(position: int, found: Finding) -> str:
+    saving = f"saves about {seconds(found.saving_seconds)}" if found.saving_seconds is not None else "saving not known"
+    links = " · ".join(f'<a href="{query_url(key)}">{escape(key[-6:])}</a>' for key in found.query_ids[:_SHOWN_QUERIES])
+    more = f" and {len(found.query_ids) - _SHOWN_QUERIES:,} more" if len(found.query_ids) > _SHOWN_QUERIES else ""
+    swatch = f'<span class="rd-swatch" style="{colour(found.stage)}"></span>' if found.stage else ""
+    return (
+        f'<div class="rd-thing"><div class="rd-plain" dir="auto">{swatch}<strong>{position}. {escape(found.title)}</strong> '
+        f'<span class="rd-soft rd-nowrap" title="{escape(found.derivation)}">{escape(saving)} · {found.confidence}</span></div>'
+        f'<div class="rd-small rd-plain" dir="auto">{escape(found.change)}</div>'
+        f'<div class="rd-small rd-soft">slowest: {links}{more}</div></div>'
+    )
+
+
+FINDING_CSV = (
+    "code",
+    "title",
+    "stage",
+    "cost_seconds",
+    "saving_seconds",
+    "share",
+    "confidence",
+    "queries",
+    "change",
+    "derivation",
+)
+
+
+def finding_rows(found: Sequence[Finding]) -> list[list[Any]]:
+    return [
+        [
+            *(each.code, each.title, each.stage, each.cost_seconds, each.saving_seconds, each.share, each.confidence),
+            *(len(each.query_ids), each.change, each.derivation),
+        ]
+        for each in found
+    ]
 
 
 # --------------------------------------------------------------------------------------------------------- stage table
@@ -171,7 +232,8 @@ def _group_row(
     ids: Mapping[int, str],
     url: Mapping[str, str],
 ) -> list[str]:
-    name = f'<a class="rd-plain" href="{escape(page_url(url, by=option, only=group.value))}">{escape(group.value)}</a>'
+    alone = page_url(url, by=OPTIONS[option].title, only=group.value)
+    name = f'<a class="rd-plain" href="{escape(alone)}" title="look at these alone">{escape(group.value)}</a>'
     told = group.summary
     if told is None:
         why = f"{plural(group.queries, 'query', 'queries')}; {column_words(column)} ran in none of them so"

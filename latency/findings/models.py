@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from latency.findings import advice
 from latency.findings.drafts import WHERE, Draft
 from latency.findings.ledger import LEAST_SURPRISE_SECONDS, LLM, WORK, Ledger, Piece
 from latency.findings.words import component, count, doing, figure, named, seconds, worker
@@ -18,14 +19,6 @@ CONSTANT_SHARE = 0.8  # of a remote stage's usual time, not depending on the wor
 FEW_CANDIDATES, FEW_RATIO = 20, 3.5
 MANY_CANDIDATES, MANY_RATIO = 50, 7.7
 _SOURCE = "the report on moving the reranker from a CPU to a T4"
-_WARM = (
-    "Keep models.preload = true, so that the models are loaded and run once before the first question, and let the process live: "
-    "ask through the dashboard or `rag ask --api` instead of starting a process for each question."
-)
-_SERVER_WARM = (
-    "Have the server load and warm its model when it starts and keep it; `python -m gpu_server` does both, and its /health says "
-    "when it is ready. If it loads on each request, it builds the model inside the handler: build it once for the process."
-)
 
 
 def loaded(ledger: Ledger) -> Iterator[Draft]:
@@ -51,7 +44,7 @@ def loaded(ledger: Ledger) -> Iterator[Draft]:
             derivation,
             "measured",
             tuple(evidence),
-            _SERVER_WARM if stage.where == "http" else _WARM,
+            advice.SERVER_WARM if stage.where == "http" else advice.WARM,
         )
 
 
@@ -81,7 +74,7 @@ def first_run(ledger: Ledger) -> Iterator[Draft]:
             f"{seconds(expected + first)} of computing less the {seconds(expected)} that are usual warm ({count(usual.n, 'query')}).",
             "derived",
             (_ran_first(ledger, stage, first),),
-            _SERVER_WARM if stage.where == "http" else _WARM,
+            advice.SERVER_WARM if stage.where == "http" else advice.WARM,
         )
 
 
@@ -139,8 +132,7 @@ def _remote(stage: Stage, taken: float, derivation: str, text: str, usual: Usual
         derivation,
         "suspected",
         (Evidence(text, taken, "s", "baseline"), Evidence(silent, usual.seconds, "s", "baseline")),
-        "Look into that server's handler: the model must be built once for the process, not for each request. "
-        "`python -m gpu_server` keeps it warm and reports load, queue and computing in its headers (gpu_server.url).",
+        advice.BUILD_ONCE,
     )
 
 

@@ -31,6 +31,11 @@ FAILURES = sorted((DATA / "nvidia_smi").glob("failure_*.txt"))
 UNYIELDING = "trap '' HUP INT TERM PIPE QUIT; "  # of a process in D state too, only the power switch is sure
 
 
+@pytest.fixture(autouse=True)
+def kept_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("collectors.sweep.KEEP_SECONDS", 0.1)
+
+
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("bin")
@@ -85,20 +90,19 @@ def gpus_of(view: MachineView) -> Gpus | None:
 # nvidia-smi
 
 
-@pytest.fixture(scope="module")
-def reader(server: Sshd) -> Iterator[RemoteReader]:
-    made = RemoteReader(machine_of(server))
+@pytest.fixture
+def reader(sshd: Sshd) -> Iterator[RemoteReader]:
+    made = RemoteReader(machine_of(sshd))
     made.connect(20.0)
     yield made
     made.close()
 
 
 @pytest.mark.parametrize("path", FAILURES, ids=lambda path: path.stem)
-def test_each_failure_text_is_its_own_finding(server: Sshd, programs: Path, reader: RemoteReader, path: Path) -> None:
+def test_each_failure_text_is_its_own_finding(programs: Path, reader: RemoteReader, path: Path) -> None:
     """What fails prints on stderr and ends with a status of its own; the fault is named as the file is."""
     FakeProgram(programs, "nvidia-smi").says(f"cat {path} >&2; exit 9")
     gpus = reader.read("gpus", 20.0)
-    reader.rest("gpus")
     assert isinstance(gpus, Gpus)
     assert gpus.faults[0].code == path.stem.removeprefix("failure_") and gpus.faults[0].text and gpus.faults[0].next_step
     assert gpus.gpus == (() if "no_gpus" in path.stem else None), "what cannot be read is unknown, not none"
@@ -116,7 +120,7 @@ def test_a_failing_driver_is_an_alert_that_ends_when_it_works_again(sshd: Sshd, 
         alert = next(each for each in alerts.active() if each.metric == "fault.driver_mismatch")
         assert alert.level == "critical" and "version mismatch" in alert.detail and "reboot" in alert.detail
         fake_nvidia_smi(programs)
-        assert eventually(lambda: alerts.active() == []), alerts.active()
+        assert eventually(lambda: alerts.active() == []), (alerts.active(), sweep.snapshot().machine("gpu-1"))
         assert {each.ended for each in alerts.past()} == {"no longer reported"}
     alerts.close()
 
@@ -206,7 +210,7 @@ def test_a_machine_that_floods_its_output_is_cut_off_and_the_rest_goes_on(sshd: 
         until(sweep, lambda view: view.gpus is not None and view.gpus.problem is None)
 
 
-def test_a_machine_whose_clock_was_set_back_has_no_ages_from_the_future(sshd: Sshd, programs: Path, reader: RemoteReader) -> None:
+def test_a_machine_whose_clock_was_set_back_has_no_ages_from_the_future(programs: Path, reader: RemoteReader) -> None:
     """Rates and units go by the uptime there; only containers tell wall times, and `date` there is wrong by years."""
     inspected = {"id": "1f", "name": "/api", "state": "running", "started": "2025-11-21T05:00:00Z", "restarts": 0}
     docker = FakeProgram(programs, "docker")
@@ -225,7 +229,6 @@ def test_a_machine_whose_clock_was_set_back_has_no_ages_from_the_future(sshd: Ss
     assert age(started - 1) == 0.0
     first, second = (reader.read("host", 20.0) for _ in range(2))
     assert isinstance(first, Host) and isinstance(second, Host) and second.seconds is not None and second.seconds > 0
-    reader.rest("containers")
 
 
 def test_nothing_is_left_there_when_our_process_is_killed(sshd: Sshd, programs: Path, tmp_path: Path) -> None:
@@ -249,11 +252,10 @@ def test_nothing_is_left_there_when_our_process_is_killed(sshd: Sshd, programs: 
     assert eventually(lambda: sshd.left() == []), sshd.left()
 
 
-def test_a_read_that_is_late_is_told_with_where_to_look(sshd: Sshd, programs: Path, reader: RemoteReader) -> None:
+def test_a_read_that_is_late_is_told_with_where_to_look(programs: Path, reader: RemoteReader) -> None:
     fake_nvidia_smi(programs)
     reader.read("gpus", 20.0)
     FakeProgram(programs, "nvidia-smi").says(nvidia_smi_script("h100x8.csv", before=f"{UNYIELDING} sleep 614; "))
     with pytest.raises(TimedOut) as late:
         reader.read("gpus", 0.5)
     assert "grep D" in late.value.next_step
-    reader.close()

@@ -311,7 +311,7 @@ def test_processes_on_gpus() -> None:
 
 def sampler_of(made: Proc, clock: Clock, library: FakeNvml | None = None) -> Sampler:
     host = HostReader(made.root, lambda: 0.0, cores=2)
-    return Sampler(GpuReader(library or FakeNvml(gpu())), host, monotonic=clock)
+    return Sampler(GpuReader(library or FakeNvml(gpu())), host, monotonic=clock, thread_seconds=lambda: 0.0)
 
 
 def looked(sampler: Sampler, clock: Clock, seconds: float) -> int:
