@@ -15,7 +15,7 @@ from streamlit import config
 
 import runtime
 from guard import Guard, Policy
-from latency import api as receiving
+from latency.otlp import api as receiving
 from rag import api
 from settings import Settings, SettingsError, load
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from collectors.sweep import Sweep
 from latency.baseline import from_store
 from latency.experiments import ExperimentStore
-from latency.otlp_in import Receiver
+from latency.otlp.receiver import Receiver
 from latency.reading_store import ReadingStore
 from latency.sampler import Sampler
 from latency.types import Baseline

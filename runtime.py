@@ -33,7 +33,7 @@ from investigation import Investigation
 from jobs import Job, Jobs, JobsFull
 from latency.experiments import ExperimentStore
 from latency.lab import Variant
-from latency.otlp_in import Receiver
+from latency.otlp.receiver import Receiver
 from latency.reading_store import ReadingStore
 from latency.types import Baseline
 from library import IngestSummary, Knowledge, Library

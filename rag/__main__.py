@@ -154,7 +154,7 @@ def _serve(given: argparse.Namespace) -> int:
 
     import runtime
     from guard import Guard, Policy
-    from latency import api as receiving
+    from latency.otlp import api as receiving
     from rag import api
     from settings import load
 

@@ -125,10 +125,14 @@ OWN_GPU = (
     "have to share."
 )
 RESET_CLOCKS = "Reset the clocks (nvidia-smi -rgc, -rac), and switch persistence mode on, so that the GPU stays awake."
-FREE_VRAM = "Leave the GPU room: a lower --gpu-memory-utilization of vLLM, a smaller model or precision, or another GPU for the models."
+FREE_VRAM = (
+    "Leave the GPU room: a lower --gpu-memory-utilization of vLLM, a smaller model or precision, or another GPU for the models."
+)
 PERSISTENCE = "Start nvidia-persistenced (or `nvidia-smi -pm 1`) and enable it at boot."
 OWN_WORK = "Lower query.max_running, ingest when nobody asks, or give the models a GPU or a server of their own (gpu_server.url)."
-HOG = "End or move that process, or give it a lower weight (nice, CPUWeight= of its systemd unit); more cores where it has to stay."
+HOG = (
+    "End or move that process, or give it a lower weight (nice, CPUWeight= of its systemd unit); more cores where it has to stay."
+)
 DISK = (
     "Find who reads or writes (iotop, `pidstat -d`), and move it or limit it (IOWeight= of its systemd unit); keep data_dir and "
     "Milvus' data on a disk of their own, NVMe where it can be."

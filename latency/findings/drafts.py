@@ -78,13 +78,18 @@ def ranked(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     return tuple(sorted(findings, key=lambda each: (-expected_worth(each), each.code, each.key)))
 
 
+def title(draft: Draft, where: str, cost: float, total: float) -> str:
+    """The subject as a whole sentence, with its cost: `The reranker was loaded inside this query: 1.84 s (62 %)`."""
+    words = draft.subject.replace(WHERE, where)
+    return f"{words[:1].upper()}{words[1:]}: {seconds(cost)} ({percent(cost / total)})"
+
+
 def finding(draft: Draft, total: float, query_id: str) -> Finding:
     """The draft as a finding of one query."""
     share = None if draft.saving is None or total <= 0 else draft.saving / total
-    part = f" ({percent(draft.cost / total)})" if total > 0 else ""
     return Finding(
         code=draft.code,
-        title=f"{draft.subject.replace(WHERE, 'this query')}: {seconds(draft.cost)}{part}",
+        title=title(draft, "this query", draft.cost, total),
         stage=draft.stage,
         cost_seconds=draft.cost,
         saving_seconds=draft.saving,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from latency.findings import advice
 from latency.findings.drafts import WHERE, Draft
 from latency.findings.ledger import LEAST_SURPRISE_SECONDS, LLM, Ledger
 from latency.findings.words import component, count, doing, figure, named, percent, seconds
@@ -15,22 +16,6 @@ LONG_PROMPT_TOKENS = 4000  # where nothing is usual yet
 LONG_ANSWER_RATIO = 1.5
 SLOW_RATE = 0.75  # of the usual tokens a second
 FIGURES_AROUND = 1.5  # how far the cost of a longer prompt may lie above a straight line, where something else slowed the stage
-
-_SHORTER_PROMPT = (
-    "Lower llm.context_tokens or reranker.return_k, so that the prompt goes back to its usual length; passages are as long as "
-    "ingest.chunk_tokens. vLLM's prefix caching (--enable-prefix-caching) spares what is the same in every prompt."
-)
-_SHORTER_ANSWER = (
-    "Lower llm.max_tokens, or ask for a short answer in llm.answer_prompt; stream it, so that the first words come at once."
-)
-_FASTER_DECODE = (
-    "See what the engine is busy with: fewer requests at once, a quantised model (AWQ, FP8), speculative decoding, tensor parallelism "
-    "over several GPUs, or a smaller llm.model. `nvidia-smi` shows whether its GPU is held back."
-)
-_FASTER_FIRST = (
-    "See what the engine does before the first token: prefill of other requests (--enable-chunked-prefill lets decoding go on), a queue "
-    "that it does not report, or a model that was swapped out; vLLM's /metrics tell queue and prefill apart."
-)
 
 
 def long_prompt(ledger: Ledger) -> Iterator[Draft]:
@@ -86,7 +71,7 @@ def _prompt(ledger: Ledger, stage: Stage, tokens: float, expected: float, taken:
             Evidence(text, tokens, "tokens", piece.span_id or "prompt_tokens", piece.start, piece.end),
             Evidence(first, piece.fact("ttft_seconds"), "s", piece.span_id or "ttft_seconds", piece.start, piece.end),
         ),
-        _SHORTER_PROMPT,
+        advice.SHORTER_PROMPT,
     )
 
 
@@ -112,7 +97,7 @@ def _prompt_without_usual(ledger: Ledger, stage: Stage, tokens: float) -> Iterat
         f"Reading grows with the prompt: half of {count(tokens, 'token')} saves half of {seconds(reading)}.",
         "suspected",
         (Evidence(text, tokens, "tokens", piece.span_id or "prompt_tokens", piece.start, piece.end),),
-        _SHORTER_PROMPT,
+        advice.SHORTER_PROMPT,
     )
 
 
@@ -174,7 +159,7 @@ def slow_decode(ledger: Ledger) -> Iterator[Draft]:
             f"other findings explain = {seconds(taken)}.",
             "derived",
             tuple(evidence),
-            _FASTER_DECODE,
+            advice.FASTER_DECODE,
         )
 
 
@@ -213,7 +198,7 @@ def slow_first_token(ledger: Ledger) -> Iterator[Draft]:
             f"{seconds(first)} to the first token less the usual {seconds(expected)}, and less what other findings explain = {seconds(taken)}.",
             certain,
             tuple(evidence),
-            _FASTER_FIRST,
+            advice.FASTER_FIRST_TOKEN,
         )
 
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from latency.findings import advice
 from latency.findings.drafts import WHERE, Draft
 from latency.findings.ledger import LLM, WORK, Ledger, Piece
 from latency.findings.waits import near
@@ -185,11 +186,11 @@ class _Gpu:
             value = self.mean(field, pieces)
             if value is not None:
                 evidence.append(self.seen(field, value, unit, text.format(figure(value)), pieces))
-        cool = "Cool it: fans, air flow, dust, the room; a lower power limit keeps an even clock (nvidia-smi -pl)."
-        fed = "Raise its power limit (nvidia-smi -pl) if supply and cooling allow it; the limit is a setting, not a fault."
         part = None if clocks is None else max(0.0, 1 - clocks[0] / clocks[1])
         subject = f"{self.name} was held back by {why} during {doing(self.stage)} in {WHERE}"
-        return Sign("gpu_throttled", self.key, subject, tuple(evidence), cool if why == "heat" else fed, part)
+        return Sign(
+            "gpu_throttled", self.key, subject, tuple(evidence), advice.COOL if why == "heat" else advice.MORE_POWER, part
+        )
 
     def shared(self, pieces: Sequence[Piece]) -> Sign | None:
         others = [use for use in self.readings.uses if use.source == self.source and use.gpu == self.index and not use.ours]
@@ -202,10 +203,6 @@ class _Gpu:
         if busy is not None:
             text = f"{self.name} was used to {percent(busy)} during {doing(self.stage)}."
             evidence.append(self.seen("utilization_ratio", busy, "ratio", text, pieces))
-        change = (
-            "Move that process to another GPU or another hour, or set CUDA_VISIBLE_DEVICES so that each has its own; MIG or MPS where "
-            "they have to share."
-        )
         subject = f"{self.name} was shared with another process during {doing(self.stage)} in {WHERE}"
         return Sign(
             "gpu_shared", self.key, subject, tuple(evidence), change, certain="derived" if busy is not None else "suspected"
@@ -220,9 +217,8 @@ class _Gpu:
         text = f"{self.name} ran at {figure(clocks[0])} MHz of {figure(clocks[1])} MHz while it was used to {percent(busy)}"
         because = f", by the setting {setting}." if setting else ", and gave no reason for it."
         evidence = (self.seen("sm_clock_mhz", clocks[0], "MHz", text + because, pieces),)
-        change = "Reset the clocks (nvidia-smi -rgc, -rac) and switch persistence mode on (nvidia-smi -pm 1), so that it need not wake up."
         subject = f"{self.name} ran at a low clock during {doing(self.stage)} in {WHERE}"
-        return Sign("gpu_clocks_low", self.key, subject, evidence, change, max(0.0, 1 - clocks[0] / clocks[1]))
+        return Sign("gpu_clocks_low", self.key, subject, evidence, advice.RESET_CLOCKS, max(0.0, 1 - clocks[0] / clocks[1]))
 
     def full(self, pieces: Sequence[Piece]) -> Sign | None:
         used = self.mean("memory_used_ratio", pieces)
@@ -236,7 +232,9 @@ class _Gpu:
             "Leave it room: a lower --gpu-memory-utilization of vLLM, a smaller model or precision, or the models on another GPU."
         )
         subject = f"The memory of {self.name} was full during {doing(self.stage)} in {WHERE}"
-        return Sign("vram_full", self.key, subject, (self.seen("memory_used_ratio", used, "ratio", text, pieces),), change)
+        return Sign(
+            "vram_full", self.key, subject, (self.seen("memory_used_ratio", used, "ratio", text, pieces),), advice.FREE_VRAM
+        )
 
     def asleep(self, pieces: Sequence[Piece]) -> Sign | None:
         """Persistence mode is off, and this was the query's first work on the GPU."""
@@ -252,9 +250,14 @@ class _Gpu:
         text = (
             f"Persistence mode of {self.name} is off: the driver lets it go when nobody uses it, and the first call wakes it up."
         )
-        change = "Start nvidia-persistenced (or `nvidia-smi -pm 1`) and enable it at boot."
         subject = f"{self.name} had to be woken up for {doing(self.stage)} in {WHERE}"
-        return Sign("gpu_persistence_off", self.key, subject, (self.seen("persistence_enabled", None, "", text, pieces),), change)
+        return Sign(
+            "gpu_persistence_off",
+            self.key,
+            subject,
+            (self.seen("persistence_enabled", None, "", text, pieces),),
+            advice.PERSISTENCE,
+        )
 
     def _is_later(self, start: float) -> bool:
         """Another stage of this query used the GPU before."""
@@ -307,13 +310,11 @@ def _processors(readings: QueryReadings, stage: str, pieces: Sequence[Piece]) ->
         said = f"{use.name or 'A process'} (pid {use.pid}{'' if use.owner is None else f', {use.owner}'}) used {figure(use.cpu_ratio or 0)} cores."
         evidence.append(Evidence(said, use.cpu_ratio, "cores", f"{LOCAL}/processes", pieces[0].start, pieces[-1].end))
     if own is not None and others is not None and own > others:
-        change = "Lower query.max_running, ingest when nobody asks, or give the models a GPU or a server of their own (gpu_server.url)."
         subject = f"This process's own other work kept the processors busy during {doing(stage)} in {WHERE}"
-        yield Sign("cpu_ours", LOCAL, subject, tuple(evidence), change, certain="suspected")
+        yield Sign("cpu_ours", LOCAL, subject, tuple(evidence), advice.OWN_WORK, certain="suspected")
         return
-    change = "End or move that process, or give it a lower weight (nice, CPUWeight= of its systemd unit); more cores where it has to stay."
     subject = f"Other processes kept this machine's processors busy during {doing(stage)} in {WHERE}"
-    yield Sign("cpu_saturated", LOCAL, subject, tuple(evidence), change, certain="derived" if known else "suspected")
+    yield Sign("cpu_saturated", LOCAL, subject, tuple(evidence), advice.HOG, certain="derived" if known else "suspected")
 
 
 def _own_and_others(readings: QueryReadings, pieces: Sequence[Piece], busy: float) -> tuple[float | None, float | None]:
@@ -361,12 +362,8 @@ def _disk(readings: QueryReadings, source: str, stage: str, pieces: Sequence[Pie
     if pressure is not None and pressure > 0.05:
         text = f"Tasks waited for disks in {percent(pressure)} of the time."
         evidence.append(Evidence(text, pressure, "ratio", f"{source}/pressure.io", pieces[0].start, pieces[-1].end))
-    change = (
-        "Find who reads or writes (iotop, `pidstat -d`) and move it or limit it (IOWeight= of its systemd unit); keep data_dir and Milvus' "
-        "data on a disk of their own, NVMe where it can be."
-    )
     subject = f"A disk of {here} was saturated while the {worker(stage)} worked in {WHERE}"
-    yield Sign("disk_saturated", source, subject, tuple(evidence), change)
+    yield Sign("disk_saturated", source, subject, tuple(evidence), advice.DISK)
 
 
 def _mean(readings: QueryReadings, source: str, metric: str, pieces: Sequence[Piece]) -> float | None:

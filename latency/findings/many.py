@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from latency.baseline import build, near_equal
-from latency.findings.drafts import WHERE, Draft, doubt, ranked
+from latency.findings import advice
+from latency.findings.drafts import WHERE, Draft, doubt, ranked, title
 from latency.findings.ledger import ENOUGH, LEAST_SECONDS, LLM
 from latency.findings.retrieval import CACHE_HIT_SECONDS
 from latency.findings.single import drafts, is_material
@@ -91,8 +92,7 @@ def _anew(draft: Draft) -> Draft:
         draft,
         code="remote_model_per_request",
         subject=f"The remote {worker(draft.stage or '')} loaded its model again in {WHERE}",
-        change="Have that server build its model once for the process, when it starts, not inside the request handler; "
-        "`python -m gpu_server` does.",
+        change=advice.BUILD_ONCE,
     )
 
 
@@ -108,7 +108,7 @@ def _grouped(group: Sequence[_Hit], size: int, total: float) -> Finding:
     derivation = f"Sum over {count(len(group), 'query')}: {seconds(saving)}. In the worst: {lead.derivation}"
     return Finding(
         code=lead.code,
-        title=f"{lead.subject.replace(WHERE, where)}: {seconds(cost)} ({percent(cost / total)})",
+        title=title(lead, where, cost, total),
         stage=lead.stage,
         cost_seconds=cost,
         saving_seconds=saving,
@@ -153,7 +153,7 @@ def _repeated(cases: Sequence[Case], kept: Sequence[Sequence[_Hit]], baseline: B
         derivation=f"Their time less what other findings explain, and less {seconds(CACHE_HIT_SECONDS)} for each cache hit: {seconds(saving)}.",
         confidence="derived",
         evidence=tuple(evidence),
-        change='Set up the semantic cache and ask with caches = "use"; redis.url keeps it over restarts.',
+        change=advice.CACHE,
         share=saving / total,
         key="cache",
         query_ids=tuple(slowest),

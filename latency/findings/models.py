@@ -13,6 +13,7 @@ from rag.types import Stage
 
 MODEL_STAGES = ("embed", "rerank", *LLM)
 REQUEST_SECONDS = 0.05  # what a warm remote model may take for a request besides its work: a round trip and its framing
+CONSTANT_SECONDS = 0.25  # more than a warm model behind HTTP takes for nothing
 CONSTANT_SHARE = 0.8  # of a remote stage's usual time, not depending on the work
 # "Reranker from CPU to GPU" (requirements.md, R2): 20 candidates 200-500 ms on a CPU, 50-150 ms on a T4; 50 candidates
 # 0.8-1.5 s against 100-200 ms. The middles of these ranges:
@@ -71,7 +72,7 @@ def first_run(ledger: Ledger) -> Iterator[Draft]:
             f"The {worker(stage.stage)} ran for the first time after its load in {WHERE}",
             first,
             first,
-            f"{seconds(expected + first)} of computing less the {seconds(expected)} that are usual warm ({count(usual.n, 'query')}).",
+            f"{seconds(expected + first)} of computing less the {seconds(expected)} usual when warm ({count(usual.n, 'query')}).",
             "derived",
             (_ran_first(ledger, stage, first),),
             advice.SERVER_WARM if stage.where == "http" else advice.WARM,
@@ -121,7 +122,8 @@ def remote_slow(ledger: Ledger) -> Iterator[Draft]:
 
 
 def _remote(stage: Stage, taken: float, derivation: str, text: str, usual: Usual) -> Draft:
-    silent = f"Its server reports neither loading nor computing, so that only its answers' time is known (median {seconds(usual.seconds)})."
+    median = f"(median {seconds(usual.seconds)})"
+    silent = f"Its server reports neither loading nor computing, so that only its answers' time is known {median}."
     return Draft(
         "remote_model_per_request",
         component(stage.stage),
@@ -138,7 +140,7 @@ def _remote(stage: Stage, taken: float, derivation: str, text: str, usual: Usual
 
 def _is_constant(usual: Usual) -> bool:
     whole = max(usual.compute, 1e-9)
-    return usual.fixed >= 0.5 and usual.fixed >= CONSTANT_SHARE * whole and usual.spread <= 0.25 * whole
+    return usual.fixed >= CONSTANT_SECONDS and usual.fixed >= CONSTANT_SHARE * whole and usual.spread <= 0.25 * whole
 
 
 def _silent_servers(ledger: Ledger) -> Iterator[Stage]:
@@ -173,9 +175,7 @@ def on_processor(ledger: Ledger) -> Iterator[Draft]:
             f"{seconds(now)} of computing on the CPU less {seconds(target)} on a GPU, by {source}.",
             "derived" if source.startswith("the usual") else "suspected",
             tuple(_on_cpu(ledger, stage, now, gpus)),
-            'Set models.device = "auto" or "cuda" with a CUDA build of torch installed; or run `python -m gpu_server` where the GPU '
-            f"is and set {'gpu_server.url' if name == 'embed' else 'reranker.api_url or gpu_server.url'}. "
-            + ("The way back is the same setting." if name == "rerank" else "The collection stays valid: vectors are the same."),
+            advice.GPU_FOR_EMBEDDER if name == "embed" else advice.GPU_FOR_RERANKER,
         )
 
 

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from latency.findings import advice
 from latency.findings.drafts import WHERE, Draft
 from latency.findings.ledger import LEAST_SURPRISE_SECONDS, Ledger
 from latency.findings.words import component, count, doing, named, seconds, worker
 from latency.types import Confidence, Evidence
 
 NEAR_SECONDS = 0.001  # a round trip between two processes of one machine or one rack
-
-_STORE = (
-    "Put Milvus next to the app: run it on the app's machine, or the app on Milvus' machine, and set milvus.uri (MILVUS_URI) to the "
-    "near address. Through a tunnel or another region every search pays its round trips again."
-)
 
 
 def store(ledger: Ledger) -> Iterator[Draft]:
@@ -46,7 +42,7 @@ def store(ledger: Ledger) -> Iterator[Draft]:
         derivation,
         "measured" if beyond < taken else "derived",
         tuple(evidence),
-        _STORE,
+        advice.STORE_NEARER,
     )
 
 
@@ -84,18 +80,8 @@ def model(ledger: Ledger) -> Iterator[Draft]:
             f"Requests to the {worker(name)} waited for the network in {WHERE}",
             taken,
             taken,
-            f"{seconds(taken + least)} less {count(len(pieces), 'request')} × {seconds(NEAR_SECONDS)} for a near server = {seconds(taken)}.",
+            f"{seconds(taken + least)} less {seconds(least)} for {count(len(pieces), 'request')} to a near server = {seconds(taken)}.",
             certain,
             (Evidence(text, taken + least, "s", pieces[0].span_id or "split.network", pieces[0].start, pieces[-1].end),),
-            _nearer(name),
+            advice.model_nearer(name),
         )
-
-
-def _nearer(stage: str) -> str:
-    setting = {"embed": "gpu_server.url or embeddings.base_url", "rerank": "reranker.api_url or gpu_server.url"}.get(
-        stage, "llm.base_url (VLLM_BASE_URL)"
-    )
-    return (
-        f"Run the app near that server, or the model near the app ({setting}); without a tunnel where a private network reaches it. "
-        "Small models can also run in this process (models.embedder, models.reranker)."
-    )

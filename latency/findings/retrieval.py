@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from latency.baseline import lowest_kept_rank
+from latency.findings import advice
 from latency.findings.drafts import WHERE, Draft
 from latency.findings.ledger import WORK, Ledger, Piece
 from latency.findings.words import component, count, named, percent, seconds, worker
@@ -38,8 +39,7 @@ def not_loaded(ledger: Ledger) -> Iterator[Draft]:
             f"All of the opening: {seconds(taken)}.",
             "measured",
             (Evidence(text, taken, "s", piece.span_id or "open_seconds", piece.start, piece.start + taken),),
-            "Ask through a process that lives (the dashboard, `rag ask --api`): it opens the store at start. If it happens there again "
-            "and again, somebody releases the collection or Milvus restarts: look at Milvus' log, and load the collection after a start.",
+            advice.OPEN_AT_START,
         )
 
 
@@ -79,8 +79,7 @@ def unflushed(ledger: Ledger) -> Iterator[Draft]:
         derivation,
         confidence,
         (Evidence(text, rows, "rows", piece.span_id or "unflushed_rows", piece.start, piece.end),),
-        "Flush the collection after writing (RAG Deck's ingestion does so at its end; programs of your own call flush()), and let "
-        "ingestion finish before you measure.",
+        advice.FLUSH,
     )
 
 
@@ -118,7 +117,7 @@ def too_many_candidates(ledger: Ledger) -> Iterator[Draft]:
             Evidence(text, scored, "candidates", piece.span_id or "candidates", piece.start, piece.end),
             Evidence(reason, needed, "candidates", "baseline" if confidence == "derived" else "passages"),
         ),
-        f"Set reranker.top_k (RERANKER_TOP_K) to {needed:.0f}; compare the kept passages by a replay before you keep it.",
+        advice.fewer_candidates(needed),
     )
 
 
@@ -158,8 +157,6 @@ def hyde_cost(ledger: Ledger) -> Iterator[Draft]:
     cost = sum(piece.take(piece.left(), [*piece.pools]) for piece in pieces)
     saving = cost * (1 - changed)
     evidence = list(_hyde_evidence(ledger, pieces, cost))
-    mode = ledger.case.answer.options.hyde
-    other = (
         ""
         if mode == "auto"
         else ' or llm.default_hyde = "auto", which asks for it only where the first search found nothing close'
@@ -175,7 +172,7 @@ def hyde_cost(ledger: Ledger) -> Iterator[Draft]:
         f"left as they were = {seconds(saving)}.",
         "derived",
         tuple(evidence),
-        f'Set llm.default_hyde = "off"{other}. If you keep it: a smaller llm.hyde_model or llm.hyde_max_tokens makes it cheaper.',
+        advice.hyde_off(ledger.case.answer.options.hyde),
     )
 
 
@@ -220,7 +217,7 @@ def cache_misses(ledger: Ledger) -> Iterator[Draft]:
         f"{seconds(cost)} of the query's own work less {seconds(CACHE_HIT_SECONDS)} for a cache hit = {seconds(saving)}.",
         "derived",
         (Evidence(text, asked, "times", "cache"),),
-        'Use the semantic cache: ask with caches = "use" and give it a store that survives restarts (redis.url).',
+        advice.CACHE,
     )
 
 
@@ -258,6 +255,5 @@ def truncation(ledger: Ledger) -> Iterator[Draft]:
                     text, padded or truncated, "tokens" if padded else "texts", piece.span_id or "tokens", piece.start, piece.end
                 ),
             ),
-            "Make passages shorter than the model's limit (ingest.chunk_tokens), so that nothing is cut; let the server sort texts by "
-            "length into its batches, as `python -m gpu_server` does.",
+            advice.SHORTER_TEXTS,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from latency.findings import advice
 from latency.findings.drafts import WHERE, Draft
 from latency.findings.ledger import LLM, Ledger, Piece
 from latency.findings.words import component, count, doing, named, seconds, worker
@@ -13,23 +14,6 @@ from rag.types import Stage
 KV_FULL_RATIO = 0.95
 SLACK_SECONDS = 0.3  # how far a reading may lie from an interval that is shorter than the time between readings
 _LATE = ("timeout", "timed out", "time limit", "no answer before")
-
-_OUR_QUEUE = (
-    "The model's worker was busy with other texts: lower query.max_running, ingest when nobody asks, or give the model more devices "
-    '(models.device = "cuda" takes them all) or a server of its own (gpu_server.url).'
-)
-_SERVER_QUEUE = (
-    "The model server had other requests before this one: let fewer clients share it, start another replica, or give bulk work a "
-    "server of its own."
-)
-_LLM_QUEUE = (
-    "vLLM had more requests than it runs at once: lower the load, raise --max-num-seqs while the KV cache has room, or start another "
-    "replica; a smaller --max-model-len makes room as well."
-)
-_KV_CACHE = (
-    "Give the KV cache more memory (--gpu-memory-utilization, a smaller --max-model-len, --kv-cache-dtype fp8) or the requests less to "
-    "hold (llm.context_tokens, llm.max_tokens); else another replica."
-)
 
 
 def retries(ledger: Ledger) -> Iterator[Draft]:
@@ -50,7 +34,7 @@ def retries(ledger: Ledger) -> Iterator[Draft]:
                 f"All of the time lost on failed attempts and the pauses after them: {seconds(taken)}.",
                 "measured",
                 tuple(_attempts(stage, piece, int(attempts), taken)),
-                _after_errors(stage, _errors(piece)),
+                advice.after_errors(name, late=_was_late(piece)),
             )
 
 
@@ -66,19 +50,8 @@ def _errors(piece: Piece) -> list[str]:
     return [str(error)[:300] for error in said] if isinstance(said, (list, tuple)) else []
 
 
-def _after_errors(stage: Stage, errors: list[str]) -> str:
-    where = {"embed": "embeddings.base_url or gpu_server.url", "rerank": "reranker.api_url or gpu_server.url"}.get(
-        stage.stage, "llm.base_url"
-    )
-    if any(word in error.lower() for error in errors for word in _LATE):
-        limit = {"embed": "embeddings.timeout_seconds", "rerank": "gpu_server.timeout_seconds"}.get(
-            stage.stage, "llm.timeout_seconds"
-        )
-        return f"The server ({where}) did not answer in time: find out what it waits for; a lower {limit} would fail sooner, not faster."
-    return (
-        f"Look at that server's log and load ({where}): it refused or dropped requests that it took a moment later. 503 and 429 mean "
-        "overload: let fewer clients share it or start another replica."
-    )
+def _was_late(piece: Piece) -> bool:
+    return any(word in error.lower() for error in _errors(piece) for word in _LATE)
 
 
 def own_queue(ledger: Ledger) -> Iterator[Draft]:
@@ -103,7 +76,7 @@ def own_queue(ledger: Ledger) -> Iterator[Draft]:
                 f"All of the time in the queue: {seconds(taken)}.",
                 "measured",
                 (Evidence(text, taken, "s", piece.span_id or "split.queue", piece.start, piece.end),),
-                _OUR_QUEUE if ours else _SERVER_QUEUE,
+                advice.OUR_QUEUE if ours else advice.SERVER_QUEUE,
             )
 
 
@@ -144,7 +117,7 @@ def _queued(ledger: Ledger, stage: Stage, piece: Piece, taken: float, *, measure
         f"All of the time in the server's queue: {seconds(taken)}." if measured else _lateness(ledger, stage, taken),
         "measured" if measured else "derived",
         tuple(_queue_evidence(ledger, stage, piece, taken, usage, preempted, measured)),
-        _KV_CACHE if full else _LLM_QUEUE,
+        advice.KV_CACHE if full else advice.LLM_QUEUE,
     )
 
 

@@ -20,8 +20,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from starlette.applications import Starlette
 
 from guard import Guard, Policy
-from latency import api, otlp_in, otlp_wire
-from latency.otlp_in import Receiver
+from latency.otlp import api
+from latency.otlp import receiver as otlp_in
+from latency.otlp import wire as otlp_wire
+from latency.otlp.receiver import Receiver
 from rag.errors import RagError
 from rag.otlp import SpanRecord
 from rag.trace_store import QueryFilter, TraceStore

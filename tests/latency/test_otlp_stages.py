@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latency import otlp_stages
-from latency.otlp_kinds import SERVER, kind_of
-from latency.otlp_timeline import with_server_spans
+from latency.otlp import stages as otlp_stages
+from latency.otlp.kinds import SERVER, kind_of
+from latency.otlp.timeline import with_server_spans
 from rag.otlp import SpanRecord
 from rag.types import STAGES, Answer, Stage
 from tests.latency.spans import openinference, span, vllm

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from latency.otlp_kinds import first, kind_of, number
+from latency.otlp.kinds import first, kind_of, number
 from rag.otlp import SpanRecord
 from rag.types import Passage
 

@@ -14,9 +14,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from latency import otlp_stages
-from latency.otlp_kinds import SERVER, kind_of
-from latency.otlp_timeline import with_server_spans
+from latency.otlp import stages as foreign
+from latency.otlp.kinds import SERVER, kind_of
+from latency.otlp.timeline import with_server_spans
 from rag.errors import RagError
 from rag.otlp import SpanRecord
 from rag.trace_store import TraceStore
@@ -164,14 +164,14 @@ class Receiver:
     def _store(self, trace_id: str, spans: list[SpanRecord]) -> bool:
         """Whether they found their place; only a model server's spans may have to wait for it."""
         own = self._traces.get(trace_id)
-        if own is not None and not own.origin.startswith(otlp_stages.ORIGIN):
+        if own is not None and not own.origin.startswith(foreign.ORIGIN):
             self._join(own, spans)
             return True
         if all(kind_of(span) == SERVER for span in spans):
             return False
         earlier = self._stored.get(trace_id, ())
         merged = {span.span_id: span for span in (*(each for key in earlier for each in self._traces.spans(key)), *spans)}
-        found = otlp_stages.queries(list(merged.values()))
+        found = foreign.queries(list(merged.values()))
         ids = [self._save(root, group) for root, group in found]
         self._remember(trace_id, ids)
         kept = {span.span_id for _, group in found for span in group}
@@ -192,9 +192,9 @@ class Receiver:
 
     def _save(self, root: SpanRecord, group: Sequence[SpanRecord]) -> str:
         """Store a query, with those of its spans that were stored before this process started; returns its id."""
-        query_id = otlp_stages.answer_id(root.trace_id, root)
+        query_id = foreign.answer_id(root.trace_id, root)
         merged = {span.span_id: span for span in (*self._traces.spans(query_id), *group)}
-        self._traces.save(otlp_stages.to_answer(root, list(merged.values())), list(merged.values()))
+        self._traces.save(foreign.to_answer(root, list(merged.values())), list(merged.values()))
         return query_id
 
     def _remember(self, trace_id: str, query_ids: Sequence[str]) -> None:

@@ -10,8 +10,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from latency import otlp_wire
-from latency.otlp_in import Receiver
+from latency.otlp import wire
+from latency.otlp.receiver import Receiver
 from rag.api import STATUS, refused
 from rag.errors import RagError
 
@@ -45,24 +45,24 @@ async def _traces(request: Request, runtime: Callable[[], ReceivingRuntime]) -> 
     if receiver is None:
         raise RagError("spans are not taken here", kind="not_found", next_step="Set traces.receive to true.")
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind not in (otlp_wire.PROTOBUF, otlp_wire.JSON):
-        step = f"Send {otlp_wire.PROTOBUF} or {otlp_wire.JSON} (OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf)."
+    if kind not in (wire.PROTOBUF, wire.JSON):
+        step = f"Send {wire.PROTOBUF} or {wire.JSON} (OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf)."
         return refused(RagError(f"content type {kind or 'none'!r} is not taken", kind="bad_input", next_step=step), 415)
     body = await _body(request)
     if body is None:
-        limit = f"at most {otlp_wire.MAX_BODY_BYTES:,} bytes are taken"
+        limit = f"at most {wire.MAX_BODY_BYTES:,} bytes are taken"
         return refused(RagError(limit, kind="bad_input", next_step="Lower the exporter's batch size, or switch gzip on."), 413)
     encoding = request.headers.get("content-encoding", "").strip().lower()
 
     def take() -> tuple[int, int]:
-        spans, broken = otlp_wire.read(body, kind, encoding)
+        spans, broken = wire.read(body, kind, encoding)
         return broken, receiver.take(spans)
 
     broken, over = await run_in_threadpool(take)
     reasons = [f"{broken} without valid ids or times"] * bool(broken) + [f"{over} over the limits of one trace or of all"] * bool(
         over
     )
-    return Response(otlp_wire.answer(kind, broken + over, "; ".join(reasons)), media_type=kind)
+    return Response(wire.answer(kind, broken + over, "; ".join(reasons)), media_type=kind)
 
 
 async def _body(request: Request) -> bytes | None:
@@ -72,7 +72,7 @@ async def _body(request: Request) -> bytes | None:
     try:
         async for chunk in request.stream():
             size += len(chunk)
-            if size > otlp_wire.MAX_BODY_BYTES:
+            if size > wire.MAX_BODY_BYTES:
                 return None
             chunks.append(chunk)
     except ClientDisconnect:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from latency.otlp_kinds import SERVER, first, model_of, number, whole
+from latency.otlp.kinds import SERVER, first, model_of, number, whole
 from rag.otlp import SpanRecord
 from rag.types import Answer, Interval, Split, Stage, Tokens
 

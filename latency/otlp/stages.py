@@ -6,10 +6,10 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from latency.otlp_content import answer_text, documents, question_text
-from latency.otlp_kinds import SERVER, first, model_of, stages_of
-from latency.otlp_timeline import first_token, stage, timeline, tokens
-from latency.otlp_wire import SERVICE
+from latency.otlp.content import answer_text, documents, question_text
+from latency.otlp.kinds import SERVER, first, model_of, stages_of
+from latency.otlp.timeline import first_token, stage, timeline, tokens
+from latency.otlp.wire import SERVICE
 from rag.otlp import SpanRecord, iso_utc
 from rag.types import STAGES, Answer, Options, Passage, Problem
 

@@ -1,0 +1,1 @@
+"""Queries of other programs: OTLP/HTTP in, spans to stages, stored beside our own."""
