@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: dashboard test test-long serve bench lint
+.PHONY: dashboard test test-long serve bench lint story
 
 dashboard: $(VENV)/installed
 	$(RUN)/python app.py
@@ -25,6 +25,9 @@ lint: $(VENV)/installed-dev
 
 bench: $(VENV)/installed-dev
 	$(RUN)/python -m benchmarks
+
+story: $(VENV)/installed-dev
+	$(RUN)/python -m tests.faults.story
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -19,6 +19,8 @@ from collectors.readings import Fault, Gpu, GpuProcess, Gpus, MigDevice
 from collectors.texts import count, cut, lines, number, ratio
 
 MEBIBYTE = 1024 * 1024
+LONGEST_BYTES = 200_000  # 16 GPUs print 8,000
+MOST_FAULTS = 40
 
 HELP = "nvidia-smi --help-query-gpu 2>&1"
 MIG = "nvidia-smi -L 2>&1"
@@ -90,9 +92,10 @@ def known_fields(help_text: str) -> tuple[str, ...]:
 
 
 def query(fields: Sequence[str]) -> str:
-    """The command that prints one line a GPU. Where one bad GPU makes the query fail for all, it asks each by its bus address."""
+    """The command that prints one line a GPU. Where one bad GPU makes the query fail for all, it asks each by its bus address.
+    A shell keeps what it is to look at in its memory, so that a flood must be cut off over there."""
     ask = f"--query-gpu={','.join(fields)} --format=csv,noheader,nounits 2>&1"
-    return f"""out=$(nvidia-smi {ask}); printf '%s\\n' "$out"
+    return f"""out=$(nvidia-smi {ask} | head -c {LONGEST_BYTES}); printf '%s\\n' "$out"
 case "$out" in *"device handle"*|*"is lost"*)
   for gpu in /proc/driver/nvidia/gpus/*; do [ -d "$gpu" ] && nvidia-smi -i "${{gpu##*/}}" {ask}; done ;;
 esac
@@ -116,7 +119,8 @@ def parse(text: str, fields: Sequence[str]) -> Gpus:
         faults.append(Fault("nvidia_smi_silent", "nvidia-smi printed nothing", "Run `nvidia-smi` by hand on the machine."))
     none_there = any(fault.code == "no_gpus" for fault in faults)
     found = tuple(gpus[index] for index in sorted(gpus)) if gpus or none_there else None
-    return Gpus(found, driver, faults=tuple(dict.fromkeys([*faults, *findings(found or ())])))
+    said = tuple(dict.fromkeys(faults))[:MOST_FAULTS]
+    return Gpus(found, driver, faults=tuple(dict.fromkeys([*said, *findings(found or ())])))
 
 
 def _values(line: str, fields: Sequence[str]) -> dict[str, str] | None:

@@ -8,6 +8,7 @@ from typing import Any
 from jobs import Event
 from latency import replay
 from latency.cli_run import document, experiment, opened, pairs, typed
+from latency.cli_tables import compared
 from latency.compare import compare
 from latency.replay import Change, ReplayResult
 from rag.cli_ask import seconds
@@ -30,7 +31,7 @@ def run(given: argparse.Namespace) -> int:
         document(kept, comparisons=[each.to_json() for each in comparisons])
     else:
         print(_sides(result))
-        print("\n".join(f"\n{each.summary}" for each in comparisons))
+        print("\n".join(f"\n{compared(each)}" for each in comparisons))
         print("\n".join([*(f"note: {note}" for note in result.notes), f"experiment {kept.id}"]))
     return 0 if all(result.good(side) for side in range(len(sides))) else 1
 

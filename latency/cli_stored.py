@@ -13,6 +13,7 @@ from pathlib import Path
 from latency import baseline
 from latency import compare as comparing
 from latency import findings as finding
+from latency.cli_tables import compared
 from latency.experiments import ExperimentStore
 from latency.reading_store import ReadingStore
 from latency.types import Case, Finding
@@ -60,7 +61,7 @@ def compare(given: argparse.Namespace) -> int:
     """Print what differs between A and B."""
     with _stored() as stored:
         found = comparing.compare(*(stored.cases(_ids(stored, text)) for text in (given.a, given.b)))
-    print(json.dumps(found.to_json(), ensure_ascii=False) if given.json else found.summary)
+    print(json.dumps(found.to_json(), ensure_ascii=False) if given.json else compared(found))
     return 0
 
 

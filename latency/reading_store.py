@@ -94,7 +94,6 @@ class ReadingStore:
 
     def delete_before(self, unix: float) -> int:
         """Delete readings of queries that started before `unix` (seconds); returns how many. In small transactions."""
-        self.flush()
         return self._tried(lambda: self._delete_before(unix), 0) if self.path.exists() else 0
 
     def flush(self, timeout: float = 5.0) -> bool:

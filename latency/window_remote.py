@@ -49,9 +49,10 @@ _FIELDS: Mapping[str, frozenset[str]] = {
 
 
 class Look(NamedTuple):
-    """One reading of one source at `at` (Unix seconds): numbers, facts as (name, value), processes."""
+    """One reading of one part of a source at `at` (Unix seconds): numbers, facts as (name, value), processes."""
 
     source: str
+    part: str
     at: float
     values: Mapping[str, float]
     facts: tuple[tuple[str, str], ...] = ()
@@ -88,7 +89,7 @@ class RemoteLog:
             if look.at > end or look.at < start - reach:
                 continue
             if look.at < start:
-                part = (look.source, _part(look))
+                part = (look.source, look.part)
                 earlier[part] = earlier.get(part, 0) + 1
                 if earlier[part] > before:
                     continue
@@ -110,14 +111,14 @@ class RemoteLog:
         for engine in view.engines or ():
             at = None if host is None else host.at
             if at is not None and self._is_new(view.name, f"engine {engine.name}", at):
-                yield Look(view.name, at, _wanted(metrics(engine)))
+                yield Look(view.name, f"engine {engine.name}", at, _wanted(metrics(engine)))
 
     def _of_service(self, view: ServiceView) -> Iterator[Look]:
         engine: Part[Engine] | None = view.engine
         if engine is None or engine.value is None or engine.at is None or not self._is_new(view.name, "engine", engine.at):
             return
         facts = (("service.address", view.address), ("service.kind", view.kind))
-        yield Look(view.name, engine.at, _wanted(metrics(engine.value)), facts)
+        yield Look(view.name, "engine", engine.at, _wanted(metrics(engine.value)), facts)
 
 
 def problems(snapshot: Snapshot) -> tuple[str, ...]:
@@ -156,7 +157,7 @@ def is_server(*names: str | None) -> bool:
 def _host_look(source: str, at: float, host: Host) -> Look:
     busy = [each for each in host.processes or () if (each.cpu_ratio or 0.0) >= NOTEWORTHY_CPU_RATIO]
     uses = tuple(Use(source, each.pid, each.name, cpu_ratio=each.cpu_ratio) for each in busy)
-    return Look(source, at, _wanted(metrics(replace(host, cores=None, processes=None))), (), uses)
+    return Look(source, "host", at, _wanted(metrics(replace(host, cores=None, processes=None))), (), uses)
 
 
 def _gpus_look(view: MachineView, at: float, gpus: Gpus, serves: bool) -> Look:
@@ -181,7 +182,7 @@ def _gpus_look(view: MachineView, at: float, gpus: Gpus, serves: bool) -> Look:
         )
         for each in gpus.processes or ()
     )
-    return Look(view.name, at, _wanted(metrics(gpus)), tuple(facts), uses)
+    return Look(view.name, "gpus", at, _wanted(metrics(gpus)), tuple(facts), uses)
 
 
 def _containers(part: Part[Containers] | None) -> dict[str, tuple[str | None, ...]]:
@@ -196,7 +197,3 @@ def _wanted(found: Mapping[str, float]) -> dict[str, float]:
 
 def _is_wanted(name: str) -> bool:
     return name.rpartition(".")[2] in _FIELDS.get(name.partition(".")[0], frozenset())
-
-
-def _part(look: Look) -> str:
-    return next(iter(look.values), "").partition(".")[0]

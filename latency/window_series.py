@@ -79,7 +79,7 @@ def facts(local: LocalReadings, looks: Mapping[str, Sequence[Look]], zero: float
         for each in local.throttled
     ]
     for source, known in looks.items():
-        found += _merged(source, [look for look in known if look.facts], zero_unix)
+        found += _merged(source, known, zero_unix)
     return found[:MAX_FACTS]
 
 
@@ -108,18 +108,17 @@ def uses(local: LocalReadings, looks: Mapping[str, Sequence[Look]], our_pid: int
 
 
 def _merged(source: str, looks: Sequence[Look], zero_unix: float) -> list[Fact]:
-    """One fact for each stretch of looks that all say so."""
-    open_: dict[tuple[str, str], Fact] = {}
+    """One fact for each stretch of looks at the same part that all say so."""
+    said: dict[tuple[str, str, str], Fact] = {}
     found: list[Fact] = []
     for look in looks:
         at = round(look.at - zero_unix, 3)
-        kinds = {name.partition(".")[0] for name, _ in look.facts}
-        for key in [key for key in open_ if key not in look.facts and key[0].partition(".")[0] in kinds]:
-            found.append(open_.pop(key))
-        for name, value in look.facts:
-            old = open_.get((name, value))
-            open_[name, value] = Fact(source, name, value, at, at) if old is None else old._replace(end=at)
-    return found + list(open_.values())
+        now = {(look.part, name, value) for name, value in look.facts}
+        found += [said.pop(key) for key in list(said) if key[0] == look.part and key not in now]
+        for key in now:
+            old = said.get(key)
+            said[key] = Fact(source, key[1], key[2], at, at) if old is None else old._replace(end=at)
+    return sorted([*found, *said.values()], key=lambda fact: (fact.name, fact.start))
 
 
 def _most(one: float | None, other: float | None) -> Any:

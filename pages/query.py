@@ -8,33 +8,34 @@ import streamlit as st
 
 from rag.errors import RagError
 from ui import answer_view, ask_form, cards, figures
-from ui.cached import now, the_runtime, zone
+from ui.cached import case, now, the_runtime, zone
 from ui.format import escape, parse_time, seconds, time_html
 from ui.links import page
 
 runtime = the_runtime()
 query_id = st.query_params.get("id", "")
 try:
-    answer = runtime.traces.get(query_id) if query_id else None
-    spans = runtime.traces.spans(query_id) if answer else []
+    found = case(query_id, runtime.traces.revision) if query_id else None
 except RagError as error:
     st.title("Query")
     st.html(cards.note("critical", f"<strong>{escape(error.message)}</strong>", escape(error.next_step)))
     st.stop()
 
-if answer is None:
+if found is None:
     st.title("Query")
     said = f"There is no query with the id {query_id}." if query_id else "No query is chosen: the address has no ?id=."
     st.html(cards.empty(said, "It may have been deleted, or belong to another data folder. Choose one from the list."))
     st.page_link(page("queries"), label="All queries")
     st.stop()
 
+known, findings = found
+answer, spans = known.answer, known.spans
 st.html(f'<h1 class="rd-plain rd-question" dir="auto">{escape(answer.question or "Question not kept")}</h1>')
 when = time_html(parse_time(answer.started_at), now(), zone())
 fingerprint = " · ".join(f"{key} {value}" for key, value in answer.fingerprint.items() if isinstance(value, str))
 line = " · ".join(text for text in (when, escape(ask_form.summary(answer.options)), escape(fingerprint)) if text)
 st.html(f'<div class="rd rd-soft">{line}</div>')
-answer_view.render(answer, key="-query")
+answer_view.render(known, findings, key="-query")
 
 with st.expander(f"Spans ({len(spans)})"):
     if spans:

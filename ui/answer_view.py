@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import streamlit as st
 
+from latency.server_split import server_splits
+from latency.types import Case, Finding
 from rag.types import Answer
-from ui import cards, exports, figures
+from ui import cards, exports, figures, findings_view, readings_view
 from ui.format import answer_markdown, count, escape, plural, seconds
 
 
-def render(answer: Answer, *, key: str = "") -> None:
-    """Outcome, problems, answer beside its passages, waterfall, and everything behind them on demand."""
+def render(case: Case, findings: tuple[Finding, ...], *, key: str = "") -> None:
+    """Outcome, problems, answer beside its passages, waterfall over the readings of its time, findings, and everything behind
+    them on demand."""
+    answer = case.answer
     st.html(cards.outcome_line(answer))
     if answer.error is not None and answer.outcome == "failed":
         st.html(cards.problem_note(answer.error))
@@ -20,7 +24,8 @@ def render(answer: Answer, *, key: str = "") -> None:
     left, right = st.columns([10, 9], gap="medium")
     with left:
         _answer(answer, key)
-        _time(answer)
+        _time(case, key)
+        _why(answer, findings)
         _details(answer, key)
     with right:
         _passages(answer)
@@ -62,11 +67,19 @@ def _sources(answer: Answer) -> None:
         st.html(f'<div class="rd">{"<br>".join(lines)}</div>')
 
 
-def _time(answer: Answer) -> None:
+def _time(case: Case, key: str) -> None:
+    answer = case.answer
     with st.container(border=True, gap="small"):
         st.html(f'<p class="rd rd-title">{escape(cards.waterfall_title(answer))}</p>')
         bars = figures.bars_of(answer.timeline)
         st.html(figures.waterfall(bars, answer.total_seconds, stages=answer.stages, first_token=answer.first_token_seconds))
+        readings_view.render(answer, case.readings, *server_splits(case), key=key)
+
+
+def _why(answer: Answer, findings: tuple[Finding, ...]) -> None:
+    with st.container(border=True, gap="small"):
+        st.html('<p class="rd rd-title">Why it took so long</p>')
+        findings_view.render(findings, answer.total_seconds)
 
 
 def _passages(answer: Answer) -> None:

@@ -33,7 +33,7 @@ def trend_options(trend: Trend, column: str, start: float, end: float, dark: boo
         "yAxisIndex": 1,
         "data": [[(bucket.start + middle) * 1000, bucket.n] for bucket in trend.buckets],
         "itemStyle": _COUNT,
-        "barMaxWidth": 14,
+        "barWidth": "86%",
         "selectedMode": "single",
         "select": {"itemStyle": {"color": colour, "opacity": 0.6}},
         "tooltip": {"valueFormatter": "%d"},

@@ -155,9 +155,10 @@ def _time(times: Times | None, name: str) -> str:
 def _failed(step: Step) -> str:
     if not step.failed and not step.unfinished:
         return "0"
-    kinds = [f"{kind} {number}: {step.examples.get(kind, '')}" for kind, number in step.errors.items()]
-    kinds += [f"{step.unfinished} had not ended"] if step.unfinished else []
-    return f'<abbr class="rd-toned" style="{colour("critical")}" title="{escape(chr(10).join(kinds))}">{step.failed + step.unfinished}</abbr>'
+    told = [f"{kind} {number}: {step.examples.get(kind, '')}" for kind, number in step.errors.items()]
+    told += [f"{step.unfinished} had not ended"] if step.unfinished else []
+    shown = count(step.failed + step.unfinished)
+    return f'<abbr class="rd-toned" style="{colour("critical")}" title="{escape(chr(10).join(told))}">{shown}</abbr>'
 
 
 def _metric(step: Step, metric: str, kind: str) -> str:

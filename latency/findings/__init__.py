@@ -1,12 +1,12 @@
 """Findings: why a query was slow, ranked, each with evidence, saving, derivation, confidence and what to change.
 
-`find` and `find_many` are pure functions of traces, readings and what is usual. Causes take seconds from a ledger, the surest first:
+`find` and `find_many` are pure functions of traces, readings and what is usual. Causes take seconds from a ledger, surest first:
 
 1. what the query measured of itself: loads, failed attempts, queues, opening the store, the network;
-2. what was slower than usual and says why by its own facts: first runs, unflushed rows, long prompts, long answers;
+2. what was slower than usual and says why by its own facts: first runs, unflushed rows, long prompts;
 3. what readings of machines explain of what is then left beyond the usual;
 4. what is slower than usual, with nothing that says why;
-5. what costs always: a CPU beside a GPU, too many candidates, HyDE without effect, answers that a cache had.
+5. what costs without being slow: a CPU beside a GPU, long answers, too many candidates, HyDE without effect, cache misses.
 
 So no two findings explain the same second. A finding must cost 100 ms and 5 % of the query; none is an answer.
 """

@@ -114,15 +114,15 @@ FASTER_DECODE = (
     "parallelism over several GPUs, or a smaller llm.model. Watch its machine, to know whether its GPU is held back."
 )
 FASTER_FIRST_TOKEN = (
-    "See what the engine does before the first token: prefill of other requests (--enable-chunked-prefill lets decoding go on), a "
-    "queue that it does not report, or a model that was swapped out; vLLM's /metrics tell queue and prefill apart."
+    "See what the engine does before the first token: prefill of other requests (--enable-chunked-prefill lets decoding go on), "
+    "a queue that it does not report, or a model that was swapped out; vLLM's /metrics tell queue and prefill apart."
 )
 
 COOL = "Cool the GPU: fans, air flow, dust, the room; a lower power limit keeps an even clock (nvidia-smi -pl)."
 MORE_POWER = "Raise the GPU's power limit (nvidia-smi -pl) if supply and cooling allow it; the limit is a setting, not a fault."
 OWN_GPU = (
-    "Move that process to another GPU or another hour, or set CUDA_VISIBLE_DEVICES so that each has its own; MIG or MPS where they "
-    "have to share."
+    "Move that process to another GPU or another hour, or set CUDA_VISIBLE_DEVICES so that each has its own; MIG or MPS where "
+    "they have to share."
 )
 RESET_CLOCKS = "Reset the clocks (nvidia-smi -rgc, -rac), and switch persistence mode on, so that the GPU stays awake."
 FREE_VRAM = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from latency.findings.words import percent, seconds
+from latency.findings.words import percent, seconds, sentence
 from latency.types import Confidence, Evidence, Finding
 
 WHERE = "{where}"  # stands in a draft's subject for "this query" or "12 of 84 queries"
@@ -81,7 +81,7 @@ def ranked(findings: Iterable[Finding]) -> tuple[Finding, ...]:
 def title(draft: Draft, where: str, cost: float, total: float) -> str:
     """The subject as a whole sentence, with its cost: `The reranker was loaded inside this query: 1.84 s (62 %)`."""
     words = draft.subject.replace(WHERE, where)
-    return f"{words[:1].upper()}{words[1:]}: {seconds(cost)} ({percent(cost / total)})"
+    return f"{sentence(words)}: {seconds(cost)} ({percent(cost / total)})"
 
 
 def finding(draft: Draft, total: float, query_id: str) -> Finding:

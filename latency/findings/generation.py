@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from latency.findings import advice
 from latency.findings.drafts import WHERE, Draft
 from latency.findings.ledger import LEAST_SURPRISE_SECONDS, LLM, Ledger
-from latency.findings.words import component, count, doing, figure, named, percent, seconds
-from latency.types import Confidence, Evidence, Usual
+from latency.findings.words import component, count, doing, figure, named, percent, seconds, sentence
+from latency.types import Evidence, Usual
 from rag.types import Stage
 
+_LESS = ", and less what other findings explain:"
 LONG_PROMPT_RATIO = 1.4  # of the usual tokens
 LONG_PROMPT_TOKENS = 4000  # where nothing is usual yet
 LONG_ANSWER_RATIO = 1.5
@@ -112,7 +113,8 @@ def long_answer(ledger: Ledger) -> Iterator[Draft]:
         each = 1 / usual.per_second if usual.per_second else usual.per_unit
         taken = ledger.take(name, min(each * (tokens - expected), ledger.left(name, "decode", "compute")), "decode", "compute")
         piece = ledger.pieces(name)[0]
-        text = f"{doing(name).capitalize()} has {count(tokens, 'token')} where {count(expected, 'token')} are usual ({named(stage)})."
+        had = f"{sentence(doing(name))} has {count(tokens, 'token')}"
+        text = f"{had}; {expected:,.0f} are usual ({named(stage)})."
         yield Draft(
             "answer_long",
             component(name),
@@ -123,9 +125,7 @@ def long_answer(ledger: Ledger) -> Iterator[Draft]:
             f"{count(tokens - expected, 'token')} beyond the usual × {seconds(each)} a token = {seconds(taken)}.",
             "derived",
             (Evidence(text, tokens, "tokens", piece.span_id or "completion_tokens", piece.start, piece.end),),
-            _SHORTER_ANSWER
-            if name == "generate"
-            else "Lower llm.hyde_max_tokens, or ask for a shorter passage in llm.hyde_prompt.",
+            advice.SHORTER_ANSWER if name == "generate" else advice.SHORTER_HYPOTHESIS,
         )
 
 
@@ -143,7 +143,7 @@ def slow_decode(ledger: Ledger) -> Iterator[Draft]:
             continue
         taken = ledger.take(name, late, "decode")
         piece = ledger.pieces(name)[0]
-        text = f"{named(stage).capitalize()} wrote {figure(rate)} tokens/s; {figure(usual.per_second)} tokens/s are usual."
+        text = f"{sentence(named(stage))} wrote {figure(rate)} tokens/s; {figure(usual.per_second)} tokens/s are usual."
         told = ledger.units(name, "server_decode_seconds")
         evidence = [Evidence(text, rate, "tokens/s", piece.span_id or "decode_seconds", piece.end - wrote, piece.end)]
         if told is not None:
@@ -155,8 +155,7 @@ def slow_decode(ledger: Ledger) -> Iterator[Draft]:
             f"The language model wrote slowly in {WHERE}",
             taken,
             taken,
-            f"{seconds(wrote)} of writing less {count(max(0.0, tokens - 1), 'token')} / {figure(usual.per_second)} tokens/s, and less what "
-            f"other findings explain = {seconds(taken)}.",
+            f"{seconds(wrote)} of writing less {tokens - 1:,.0f} tokens / {figure(usual.per_second)} tokens/s{_LESS} {seconds(taken)}.",
             "derived",
             tuple(evidence),
             advice.FASTER_DECODE,
@@ -174,20 +173,13 @@ def slow_first_token(ledger: Ledger) -> Iterator[Draft]:
         taken = ledger.take(name, late, "prefill")
         piece = ledger.pieces(name)[0]
         first = piece.fact("ttft_seconds") or expected + taken
-        text = f"The first token of {doing(name)} came {seconds(first)} after the request; {seconds(expected)} are usual for this prompt."
+        came = f"The first token of {doing(name)} came {seconds(first)} after the request"
+        text = f"{came}; {seconds(expected)} are usual for this prompt."
         evidence = [Evidence(text, first, "s", piece.span_id or "ttft_seconds", piece.start, piece.start + first)]
         prefill = ledger.units(name, "server_prefill_seconds")
-        certain: Confidence = "derived"
         if prefill is not None:
-            share = percent(min(1.0, prefill / first))
-            evidence.append(
-                Evidence(
-                    f"Its server says that it read for {seconds(prefill)} of it ({share}).",
-                    prefill,
-                    "s",
-                    "server_prefill_seconds",
-                )
-            )
+            text = f"Its server says that it read for {seconds(prefill)} of it ({percent(min(1.0, prefill / first))})."
+            evidence.append(Evidence(text, prefill, "s", "server_prefill_seconds"))
         yield Draft(
             "ttft_slow",
             component(name),
@@ -195,8 +187,8 @@ def slow_first_token(ledger: Ledger) -> Iterator[Draft]:
             f"The language model's first token came late in {WHERE}",
             taken,
             taken,
-            f"{seconds(first)} to the first token less the usual {seconds(expected)}, and less what other findings explain = {seconds(taken)}.",
-            certain,
+            f"{seconds(first)} to the first token less the usual {seconds(expected)}{_LESS} {seconds(taken)}.",
+            "derived",
             tuple(evidence),
             advice.FASTER_FIRST_TOKEN,
         )

@@ -104,7 +104,8 @@ def _grouped(group: Sequence[_Hit], size: int, total: float) -> Finding:
     savings = [hit.draft.saving for hit in group if hit.draft.saving is not None]
     saving = sum(savings) if savings else None
     where = f"{len(group):,} of {count(size, 'query')}"
-    text = f"It was found in {where}, for {seconds(cost)} of their {seconds(sum(hit.total for hit in group))}; in the worst for {seconds(lead.cost)}."
+    theirs = seconds(sum(hit.total for hit in group))
+    text = f"It was found in {where}, for {seconds(cost)} of their {theirs}; in the worst for {seconds(lead.cost)}."
     derivation = f"Sum over {count(len(group), 'query')}: {seconds(saving)}. In the worst: {lead.derivation}"
     return Finding(
         code=lead.code,
@@ -138,19 +139,19 @@ def _repeated(cases: Sequence[Case], kept: Sequence[Sequence[_Hit]], baseline: B
     saving = sum(value for value in left.values() if value > 0)
     if len(slowest) < max(LEAST_REPEATS, REPEATED_SHARE * len(asked)) or saving < max(LEAST_SECONDS, SET_SHARE * total):
         return
-    text = f"{count(len(again), 'question')} of {len(asked):,} had been asked before in the same words, and each was answered from scratch."
+    text = f"{len(again):,} of {count(len(asked), 'question')} had been asked before in the same words, and were answered from scratch."
     recent = f"Of the last {count(baseline.queries, 'query')}, {baseline.near_equal_questions:,} repeated an earlier question."
     evidence = [Evidence(text, float(len(again)), "questions", "set")]
     if baseline.queries:
         evidence.append(Evidence(recent, float(baseline.near_equal_questions), "questions", "baseline"))
+    cost = f"{seconds(saving)} ({percent(saving / total)})"
     yield Finding(
         code="cache_misses",
-        title=f"{len(slowest):,} of {count(len(cases), 'query')} repeated an earlier question without a cache hit: {seconds(saving)}"
-        f" ({percent(saving / total)})",
+        title=f"{len(slowest):,} of {count(len(cases), 'query')} repeated an earlier question without a cache hit: {cost}",
         stage="cache",
         cost_seconds=saving,
         saving_seconds=saving,
-        derivation=f"Their time less what other findings explain, and less {seconds(CACHE_HIT_SECONDS)} for each cache hit: {seconds(saving)}.",
+        derivation=f"Their time less what other findings explain and {seconds(CACHE_HIT_SECONDS)} a cache hit: {seconds(saving)}.",
         confidence="derived",
         evidence=tuple(evidence),
         change=advice.CACHE,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from latency.findings import advice
 from latency.findings.drafts import WHERE, Draft
 from latency.findings.ledger import LEAST_SURPRISE_SECONDS, Ledger
-from latency.findings.words import component, count, doing, named, seconds, worker
+from latency.findings.words import component, count, doing, named, seconds, sentence, worker
 from latency.types import Confidence, Evidence
 
 NEAR_SECONDS = 0.001  # a round trip between two processes of one machine or one rack
@@ -71,7 +71,7 @@ def model(ledger: Ledger) -> Iterator[Draft]:
             if estimated
             else "the request's time less what the server says it took"
         )
-        text = f"{doing(name).capitalize()} spent {seconds(taken + least)} on the network to the {named(stage)} ({how})."
+        text = f"{sentence(doing(name))} spent {seconds(taken + least)} on the network to the {named(stage)} ({how})."
         certain: Confidence = "derived" if estimated else "measured"
         yield Draft(
             "network_model",

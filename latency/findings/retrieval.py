@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from latency.baseline import lowest_kept_rank
+from latency.baseline import fact, lowest_kept_rank
 from latency.findings import advice
 from latency.findings.drafts import WHERE, Draft
 from latency.findings.ledger import WORK, Ledger, Piece
-from latency.findings.words import component, count, named, percent, seconds, worker
+from latency.findings.words import component, count, named, percent, seconds, sentence, worker
 from latency.types import Confidence, Evidence
 
 LEAST_UNFLUSHED_ROWS = 50
@@ -102,7 +102,8 @@ def too_many_candidates(ledger: Ledger) -> Iterator[Draft]:
     reranking = ledger.take("rerank", now - target, *WORK)
     searching = _wider_search(ledger, needed)
     piece = ledger.pieces("rerank")[0]
-    text = f"{count(scored, 'candidate')} were reranked in {seconds(now)} ({named(stage)}) to keep {count(ledger.case.answer.options.keep, 'passage')}."
+    kept = count(ledger.case.answer.options.keep, "passage")
+    text = f"{count(scored, 'candidate')} were reranked in {seconds(now)} ({named(stage)}) to keep {kept}."
     beyond = f" and {seconds(searching)} of the wider search" if searching > 0 else ""
     yield Draft(
         "too_many_candidates",
@@ -156,11 +157,7 @@ def hyde_cost(ledger: Ledger) -> Iterator[Draft]:
     pieces = [piece for piece in ledger.all() if piece.for_hyde]
     cost = sum(piece.take(piece.left(), [*piece.pools]) for piece in pieces)
     saving = cost * (1 - changed)
-    evidence = list(_hyde_evidence(ledger, pieces, cost))
-        ""
-        if mode == "auto"
-        else ' or llm.default_hyde = "auto", which asks for it only where the first search found nothing close'
-    )
+    unchanged = f"({baseline.hyde_both} − {baseline.hyde_changed}) / {baseline.hyde_both}"
     yield Draft(
         "hyde_cost",
         "llm",
@@ -168,24 +165,23 @@ def hyde_cost(ledger: Ledger) -> Iterator[Draft]:
         f"HyDE cost its time and seldom changes what is found, in {WHERE}",
         cost,
         saving,
-        f"{seconds(cost)} × ({baseline.hyde_both} − {baseline.hyde_changed}) / {baseline.hyde_both} queries whose first five passages it "
-        f"left as they were = {seconds(saving)}.",
+        f"{seconds(cost)} × {unchanged} queries whose first five passages it left as they were = {seconds(saving)}.",
         "derived",
-        tuple(evidence),
+        tuple(_hyde_evidence(ledger, pieces)),
         advice.hyde_off(ledger.case.answer.options.hyde),
     )
 
 
-def _hyde_evidence(ledger: Ledger, pieces: list[Piece], cost: float) -> Iterator[Evidence]:
+def _hyde_evidence(ledger: Ledger, pieces: list[Piece]) -> Iterator[Evidence]:
     baseline, effect = ledger.baseline, ledger.case.answer.hyde_effect
     parts = {"hyde": "writing the hypothesis", "embed": "embedding it", "search": "searching again"}
     for piece in pieces:
         spent = piece.end - piece.start
-        text = f"{parts[piece.stage].capitalize()} took {seconds(spent)}."
+        text = f"{sentence(parts[piece.stage])} took {seconds(spent)}."
         yield Evidence(text, spent, "s", piece.span_id or piece.stage, piece.start, piece.end)
-    share = baseline.hyde_changed / baseline.hyde_both
-    text = f"HyDE changed the first five passages in {baseline.hyde_changed} of the {baseline.hyde_both} queries searched with and without it."
-    yield Evidence(text, share, "ratio", "baseline")
+    often = f"{baseline.hyde_changed} of the {baseline.hyde_both} queries"
+    text = f"HyDE changed the first five passages in {often} that were searched with and without it."
+    yield Evidence(text, baseline.hyde_changed / baseline.hyde_both, "ratio", "baseline")
     if effect is not None:
         here = "changed" if effect.changed_top else "did not change"
         text = f"In this query it {here} the first five passages ({percent(effect.overlap)} of them are the same)."
@@ -195,18 +191,15 @@ def _hyde_evidence(ledger: Ledger, pieces: list[Piece], cost: float) -> Iterator
 def cache_misses(ledger: Ledger) -> Iterator[Draft]:
     """A near-equal question was asked before, by the word of the cache stage, and its answer was not used."""
     answer = ledger.case.answer
-    asked = next(
-        (value for each in ledger.case.intervals("cache") if (value := Piece("cache", 0, 0, each.facts).fact("near_equal"))), None
-    )
+    asked = next((value for each in ledger.case.intervals("cache") if (value := fact(each.facts, "near_equal"))), None)
     cache = next((stage for stage in answer.stages if stage.stage == "cache"), None)
     if asked is None or (cache is not None and cache.hit):
         return
     cost = sum(piece.take(piece.left(), [*piece.pools]) for piece in ledger.all())
     saving = max(0.0, cost - CACHE_HIT_SECONDS)
     why = cache.reason or cache.skipped if cache is not None else None
-    text = (
-        f"A near-equal question had been asked {count(asked, 'time')} before, and the cache was not used ({why or 'it missed'})."
-    )
+    before = f"A near-equal question had been asked {count(asked, 'time')} before"
+    text = f"{before}, and the cache was not used ({why or 'it missed'})."
     yield Draft(
         "cache_misses",
         "cache",
@@ -235,12 +228,9 @@ def truncation(ledger: Ledger) -> Iterator[Draft]:
         taken = ledger.take(name, padding, *WORK) + ledger.take(name, cut / 2, "tokenize")
         if taken <= 0:
             continue
-        what = (
-            f"{count(padded, 'token')} of padding beside {count(tokens, 'token')} of text"
-            if padded
-            else f"{count(truncated, 'text')} cut"
-        )
-        text = f"The {named(stage)} had {what}."
+        unit, cut_text = ("tokens" if padded else "texts"), count(truncated, "text")
+        what = f"computed {count(padded, 'token')} of padding beside {count(tokens, 'token')} of text"
+        text = f"The {named(stage)} {what if padded else f'was given {cut_text} longer than it reads'}."
         yield Draft(
             "padding_waste",
             component(name),
@@ -248,12 +238,8 @@ def truncation(ledger: Ledger) -> Iterator[Draft]:
             f"The {worker(name)} spent time on padding and on text that it then cut away in {WHERE}",
             taken,
             taken,
-            f"Computing × padding's share of the tokens {seconds(padding)}, and half of tokenising what is cut {seconds(cut / 2)}.",
+            f"Padding's share of the computing {seconds(padding)}, and half of the tokenising {seconds(cut / 2)} where texts are cut.",
             "suspected",
-            (
-                Evidence(
-                    text, padded or truncated, "tokens" if padded else "texts", piece.span_id or "tokens", piece.start, piece.end
-                ),
-            ),
+            (Evidence(text, padded or truncated, unit, piece.span_id or "tokens", piece.start, piece.end),),
             advice.SHORTER_TEXTS,
         )

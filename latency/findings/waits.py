@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from latency.findings import advice
 from latency.findings.drafts import WHERE, Draft
 from latency.findings.ledger import LLM, Ledger, Piece
-from latency.findings.words import component, count, doing, named, seconds, worker
+from latency.findings.words import component, count, doing, named, seconds, sentence, worker
 from latency.types import Evidence, Series
 from rag.types import Stage
 
@@ -65,7 +65,7 @@ def own_queue(ledger: Ledger) -> Iterator[Draft]:
                 continue
             ours = stage.where != "http"
             place = "this process's queue for it" if ours else "its server's queue"
-            text = f"{doing(name).capitalize()} waited {seconds(taken)} in {place} ({named(stage)})."
+            text = f"{sentence(doing(name))} waited {seconds(taken)} in {place} ({named(stage)})."
             yield Draft(
                 "client_queue" if ours else "server_queue",
                 component(name),

@@ -56,6 +56,11 @@ def count(number: float, noun: str) -> str:
     return f"{whole:,} {noun if whole == 1 else many}"
 
 
+def sentence(words: str) -> str:
+    """With a capital letter; the rest stays, since it holds names."""
+    return words[:1].upper() + words[1:]
+
+
 def worker(stage: str) -> str:
     """`reranker`: who does the work of a stage."""
     return WORKERS.get(stage, stage)

@@ -43,7 +43,7 @@ def nvidia_smi_script(capture: str, before: str = "") -> str:
     data = DATA / "nvidia_smi"
     return f"""case "$1" in
 --help-query-gpu) cat {data}/help_570.txt ;;
---query-gpu*) {before} cat {data}/{capture} ;;
+--query-gpu*) {before} sed '/^# /d' {data}/{capture} ;;
 --query-compute-apps*) echo ;;
 *) exit 1 ;;
 esac"""

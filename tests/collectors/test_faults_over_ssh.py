@@ -17,7 +17,7 @@ import pytest
 from collectors.alerts import Alerts
 from collectors.errors import TimedOut
 from collectors.machine_remote import RemoteReader
-from collectors.machines import PartName
+from collectors.machines import Machine, PartName
 from collectors.readings import Containers, Gpus, Host
 from collectors.rules import rules
 from collectors.sweep import Sweep
@@ -59,7 +59,9 @@ def sshd(server: Sshd, programs: Path) -> Iterator[Sshd]:
 
 @contextmanager
 def sweeping(sshd: Sshd, *collect: PartName, alerts: Alerts | None = None, slow: float = 0.5) -> Iterator[Sweep]:
-    sweep = Sweep([machine_of(sshd, collect=collect, slow_every_seconds=slow)], alerts=alerts)
+    sweep = Sweep(
+        [Machine("local", collect=("host",)), machine_of(sshd, collect=collect, slow_every_seconds=slow)], alerts=alerts
+    )
     sweep.start()
     try:
         yield sweep
@@ -120,7 +122,7 @@ def test_a_failing_driver_is_an_alert_that_ends_when_it_works_again(sshd: Sshd, 
         alert = next(each for each in alerts.active() if each.metric == "fault.driver_mismatch")
         assert alert.level == "critical" and "version mismatch" in alert.detail and "reboot" in alert.detail
         fake_nvidia_smi(programs)
-        assert eventually(lambda: alerts.active() == []), (alerts.active(), sweep.snapshot().machine("gpu-1"))
+        assert eventually(lambda: alerts.active() == []), alerts.active()
         assert {each.ended for each in alerts.past()} == {"no longer reported"}
     alerts.close()
 
@@ -195,19 +197,31 @@ def _has_rates(view: MachineView) -> bool:
     return view.host is not None and view.host.value is not None and view.host.value.seconds is not None
 
 
-def test_a_machine_that_floods_its_output_is_cut_off_and_the_rest_goes_on(sshd: Sshd, programs: Path) -> None:
+def test_a_program_that_floods_its_output_is_cut_off_there(sshd: Sshd, programs: Path) -> None:
     program = fake_nvidia_smi(programs)
     with sweeping(sshd, "host", "gpus") as sweep:
-        until(sweep, lambda view: gpus_of(view) is not None)
-        program.says(nvidia_smi_script("h100x8.csv", before="yes 0123456789012345678901234567890123456789; "))
-        flooded = until(sweep, lambda view: view.gpus is not None and view.gpus.problem is not None)
-        assert flooded.gpus is not None and flooded.gpus.problem is not None and flooded.gpus.problem.kind == "bad_answer"
-        assert "bytes in one answer" in flooded.gpus.problem.text and flooded.problem is None
+        until(sweep, lambda view: (gpus := gpus_of(view)) is not None and bool(gpus.gpus))
+        program.says(nvidia_smi_script("h100x8.csv", before="seq 100000000 100009999; yes 'GPU 0: is this a reading?'; "))
+        flooded = until(sweep, lambda view: (gpus := gpus_of(view)) is not None and gpus.gpus is None)
+        gpus = gpus_of(flooded)
+        assert gpus is not None and gpus.faults[0].code == "nvidia_smi_failed" and len(gpus.faults) <= 40
         at = host_at(flooded)
         until(sweep, lambda view: host_at(view) not in (None, at))
+        assert eventually(lambda: not [line for line in sshd.left() if line.startswith("yes")])
         fake_nvidia_smi(programs)
+        until(sweep, lambda view: (gpus := gpus_of(view)) is not None and bool(gpus.gpus) and gpus.faults == ())
+
+
+def test_a_machine_that_floods_its_records_is_cut_off_here_and_comes_back(sshd: Sshd, programs: Path) -> None:
+    with sweeping(sshd, "host") as sweep:
+        until(sweep, _has_rates)
+        FakeProgram(programs, "tail").says("exec yes 0123456789012345678901234567890123456789")
+        flooded = until(sweep, lambda view: view.problem is not None)
+        assert flooded.problem is not None and flooded.problem.kind == "bad_answer" and _has_rates(flooded)
+        assert "bytes in one answer" in flooded.problem.text and flooded.state == "failing"
+        (programs / "tail").unlink()
         sweep.retry("gpu-1")
-        until(sweep, lambda view: view.gpus is not None and view.gpus.problem is None)
+        until(sweep, lambda view: view.state == "ok" and _has_rates(view))
 
 
 def test_a_machine_whose_clock_was_set_back_has_no_ages_from_the_future(programs: Path, reader: RemoteReader) -> None:

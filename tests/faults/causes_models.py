@@ -18,8 +18,9 @@ from tests.faults.servers import QUICK, rerank_server
 from tests.faults.world import Bench, World
 
 LOAD_SECONDS = 0.45
+CONSTRUCTION_SECONDS = 0.55
 WORK_LOADS = (5, 10, 20, 40, 20, 10)
-RERANKS_BEFORE = 12
+RERANKS_BEFORE = 16
 
 
 @contextmanager
@@ -47,7 +48,7 @@ def first_run(bench: Bench, world: World) -> Iterator[World]:
 @contextmanager
 def constructed(bench: Bench, world: World) -> Iterator[World]:
     """The server makes its model anew for each request: half a second, however much there is to do."""
-    with rerank_server(LOAD_SECONDS) as address:
+    with rerank_server(CONSTRUCTION_SECONDS) as address:
         slow = world.with_clients(reranker=bench.remote_reranker(address))
         ask(slow)  # what stands there is asked once
         yield slow
@@ -122,7 +123,7 @@ def server_queue(bench: Bench, world: World) -> Iterator[World]:
     def ask_too() -> None:
         httpx.post(f"{bench.gpu_server}/rerank", json=body, headers=headers, timeout=20.0, trust_env=False)
 
-    others = [threading.Thread(target=ask_too, daemon=True) for _ in range(RERANKS_BEFORE + 4)]
+    others = [threading.Thread(target=ask_too, daemon=True) for _ in range(RERANKS_BEFORE)]
     for other in others:
         other.start()
     time.sleep(0.12)  # until they are all there

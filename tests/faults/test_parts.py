@@ -35,7 +35,7 @@ def test_the_fake_engine_queues_refuses_and_says_so():
         refused = httpx.post(url, json=request, trust_env=False)
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "3")
         answered = httpx.post(url, json=request, headers={"traceparent": parent}, trust_env=False)
-        assert answered.text.count("word") == 5
+        assert answered.text.count('"word') == 5
         assert '"finish_reason": "length"' in answered.text and '"prompt_tokens": 50' in answered.text
         (span,) = engine.spans_of("a" * 32)
         assert span.parent_id == "b" * 16
