@@ -1,8 +1,10 @@
 """The page Latency over 100,000 stored queries: reading the table, one more query, and what a rerun computes.
 
-    python -m benchmarks.bench_latency [--queries 100000] [--rounds 5]
+    python -m benchmarks.bench_latency [--queries 100000] [--hour 600] [--rounds 5]
 
-The stored queries are synthetic (seeded; named so in their version and source). `fill(path, n)` is for tests too.
+The stored queries are synthetic (seeded; named so in their version), the last hour's with passages, spans and readings at 20 Hz.
+`page_rerun_ms` is the whole script of the page in Streamlit's AppTest over all queries, each time with another filter, so that
+nothing is kept from before. `fill(path, n)` is for tests too.
 """
 
 from __future__ import annotations
@@ -15,17 +17,25 @@ import random
 import resource
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from latency import percentiles, what_if
-from latency.percentiles import Selection
-from latency.stage_table import StageTable, StageTables
-from latency.types import Case
+from streamlit.testing.v1 import AppTest
+
+import runtime
+from benchmarks.bench_traces import Synthetic
+from latency import percentiles, recent, summary, what_if
+from latency.baseline import from_store
+from latency.percentiles import COLUMNS, Selection
+from latency.reading_store import ReadingStore
+from latency.stage_table import StageTables
+from latency.summary import View
+from latency.types import LOCAL, QueryReadings, Series
+from latency.what_if import Scenario
 from rag.trace_file import closing, open_file
 from rag.trace_rows import STAGE_SQL, QueryFilter, to_rows
 from rag.trace_store import TraceStore
@@ -137,19 +147,121 @@ def _marks(columns: Any) -> str:
     return ", ".join("?" * len(columns))
 
 
-def main() -> dict[str, Any]:
+def busy_hour(store: TraceStore, readings: ReadingStore, n: int, until_unix: float = UNTIL_UNIX) -> None:
+    """Store `n` more queries in the last hour, with all that a real one leaves behind."""
+    whole = Synthetic(3)
+    for number, answer in enumerate(Stored(12).answers(n, until_unix, 1 / 24)):
+        like, spans = whole.one(number, until_unix)
+        store.save(replace(answer, passages=like.passages, prompt=like.prompt), spans)
+        readings.save(_readings(answer, until_unix))
+    store.flush(120.0)
+    readings.flush(120.0)
+
+
+def _readings(answer: Answer, at: float) -> QueryReadings:
+    rng = random.Random(answer.id)
+    times = tuple(tick / 20 for tick in range(int(answer.total_seconds * 20) + 2))
+    names = [f"gpu.0.{name}" for name in ("utilization_ratio", "memory_used_bytes", "power_watts", "sm_clock_hertz")]
+    names += ["cpu.busy_ratio", "process.cpu_ratio", "memory.used_bytes", "disk.sda.busy_ratio"]
+    series = [Series(LOCAL, name, times, tuple(rng.uniform(0.1, 0.4) for _ in times)) for name in names]
+    return QueryReadings(answer.id, at, answer.total_seconds, tuple(series))
+
+
+def measured(store: TraceStore, readings: ReadingStore, hour: int, rounds: int) -> dict[str, float]:
+    """Milliseconds of the page's data path, of one more query, and of the findings of the last hour."""
+    tables = StageTables(store.path)
+    before = _rss_mib()
+    first = _ms(lambda: tables.at(store.revision), 1)
+    grown = _rss_mib() - before
+    table = tables.at(store.revision)
+    views = [View(Selection(), column, option=option) for column in COLUMNS for option in ("hyde", "rerank_device", "model")]
+    rows = percentiles.choose(table, Selection()).rows
+    pages = iter(views * rounds)
+    scenario = Scenario(0.5, 0.3, rerank_seconds=0.1, near_store=True, tokens_per_second=60)
+    result = {
+        "first_read_ms": first,
+        "first_read_mib": grown,
+        "report_ms": _ms(lambda: summary.report(table, next(pages)), rounds * 3),
+        "slowest_ms": _ms(lambda: tables.rows(table.ids[summary.listed(table, views[0])[:10]].tolist()), rounds),
+        "what_if_ms": _ms(lambda: what_if.predict(table, rows, scenario), rounds),
+    }
+    busy_hour(store, readings, hour)
+    result["one_more_query_ms"] = _ms(lambda: _one_more(store, tables), rounds)
+    where = QueryFilter(since=UNTIL_UNIX - 3600, measured=False)
+    result["usual_ms"] = _ms(lambda: from_store(store, before=UNTIL_UNIX - 3600), rounds)
+    usual = from_store(store, before=UNTIL_UNIX - 3600)
+    result["findings_of_an_hour_ms"] = _ms(lambda: recent.findings(store, readings, usual, where), rounds)
+    found = recent.findings(store, readings, usual, where)
+    return {**result, "queries_of_the_hour": found.looked_at, "findings": len(found.findings), "full_reads": tables.full_reads}
+
+
+def _one_more(store: TraceStore, tables: StageTables) -> None:
+    """A query was stored: the table is brought up to date. The storing is timed too, which is milliseconds."""
+    store.save(next(Stored(time.time_ns()).answers(1, UNTIL_UNIX, 1 / 86_400)))
+    store.flush()
+    tables.at(store.revision)
+
+
+def page_reruns(data: Path, rounds: int) -> dict[str, float]:
+    """The page itself over the same file: the first run, and reruns each with a filter that no other run had."""
+    os.environ |= {"RAGDECK_DATA": str(data), "HF_HUB_OFFLINE": "1"}
+    app = AppTest.from_string(_FRAME, default_timeout=120)
+    app.query_params["range"] = "all"
+    first = _ms(app.run, 1)
+    spent = []
+    for column in COLUMNS:
+        for heat in ("all", "warm")[: max(1, rounds // 2)]:
+            app.selectbox(key="stage").set_value(column)
+            app.segmented_control(key="heat").set_value(heat)
+            spent.append(_ms(app.run, 1))
+    if app.exception:
+        raise RuntimeError(f"the page failed: {app.exception[0].message}")
+    again = _ms(app.run, rounds)
+    runtime.shut_down()
+    return {"page_first_ms": first, "page_rerun_ms": median(spent), "page_rerun_longest_ms": max(spent), "page_same_ms": again}
+
+
+_FRAME = """
+import streamlit as st
+from ui.links import page
+st.navigation([st.Page(page(name), default=name == "latency") for name in ("latency", "ask", "queries", "query")]).run()
+"""
+
+
+def _ms(call: Callable[[], Any], rounds: int) -> float:
+    spent = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        call()
+        spent.append((time.perf_counter() - started) * 1000)
+    return round(median(spent), 1)
+
+
+def _rss_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--queries", type=int, default=100_000)
+    parser.add_argument("--hour", type=int, default=600, help="queries of the last hour")
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "traces.db"
         print(f"storing {given.queries} synthetic queries …")
         fill(path, given.queries)
-        store = TraceStore(path)
+        store, readings = TraceStore(path), ReadingStore(Path(folder) / "readings.db")
         try:
-            result = {"benchmark": "latency", "queries": given.queries, "rounds": given.rounds, **_measured(store, given.rounds)}
+            result = measured(store, readings, given.hour, given.rounds)
         finally:
             store.close()
-    print(json.dumps(result))
-    return result
+            readings.close()
+        result |= page_reruns(Path(folder), given.rounds)
+    for key, value in result.items():
+        print(f"{key:32}{value:>12,.1f}")
+    print(json.dumps({"benchmark": "latency", "queries": given.queries, "rounds": given.rounds, **result}))
+
+
+if __name__ == "__main__":
+    main()

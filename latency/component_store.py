@@ -25,7 +25,7 @@ import numpy as np
 from gpu_server.interfaces import Embeddings, ModelInfo
 from latency.component_rows import Bench, Row, StorePlace, skipped
 from latency.targets import CODES
-from rag.errors import Cancelled, RagError
+from rag.errors import RagError
 from rag.routes import FieldMapping
 from rag.store import Store
 
@@ -100,22 +100,23 @@ def _child(bench: Bench, place: StorePlace, info: ModelInfo, embedded: Embedding
         "limit": bench.options.candidates,
     }
     end = time.monotonic() + CHILD_SECONDS + 3 * place.timeout_seconds
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, tempfile.TemporaryFile() as given:
-        given.write(json.dumps(task, default=_number).encode())
-        given.seek(0)
-        process = subprocess.Popen([sys.executable, "-m", CHILD], stdin=given, stdout=out, stderr=err, cwd=ROOT)
-        try:
-            while process.poll() is None:
-                if bench.cancelled.wait(0.05):
-                    raise Cancelled("the component tests were cancelled")
-                if time.monotonic() > end:
-                    raise RagError("the store could not be opened anew in time", kind="timeout", address=place.uri)
-        finally:
-            process.kill()
-            process.wait()
-        out.seek(0)
-        err.seek(0)
-        said, complaint = out.read().decode("utf-8", "replace"), err.read().decode("utf-8", "replace").strip()
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([sys.executable, "-m", CHILD], stdin=pipe, stdout=pipe, stderr=pipe, cwd=ROOT)
+    given: bytes | None = json.dumps(task, default=_number).encode()
+    try:
+        while True:
+            try:
+                out, err = process.communicate(given, timeout=0.1)
+                break
+            except subprocess.TimeoutExpired:
+                given = None  # it has been handed over: what is left is to wait
+            bench.check()
+            if time.monotonic() > end:
+                raise RagError("the store could not be opened anew in time", kind="timeout", address=place.uri)
+    finally:
+        process.kill()
+        process.wait()
+    said, complaint = out.decode("utf-8", "replace"), err.decode("utf-8", "replace").strip()
     try:
         told: Mapping[str, Any] = json.loads(said.strip().rpartition("\n")[2])
     except ValueError:

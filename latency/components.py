@@ -67,8 +67,11 @@ class ComponentsResult:
         }
 
 
-def work(lab: Lab, targets: Mapping[str, Target], parts: Parts, *, only: tuple[str, ...] = (), reload: bool = False) -> Work:
-    """The tests as a job's work; `only` names those of TESTS to run, all of them by default.
+def work(
+    lab: Lab, targets: Mapping[str, Target], parts: Parts | None = None, *, only: tuple[str, ...] = (), reload: bool = False
+) -> Work:
+    """The tests as a job's work; `only` names those of TESTS to run, all of them by default. Without `parts` what needs
+    them is skipped.
 
     `reload` loads a second copy of each model in this process and measures that. Events: `component_started {component}`,
     `component {row}`. Ends early, with what there is, when the job is cancelled. Raises RagError bad_input for unknown names.
@@ -78,7 +81,7 @@ def work(lab: Lab, targets: Mapping[str, Target], parts: Parts, *, only: tuple[s
         raise RagError(f"no component test {', '.join(unknown)}", kind="bad_input", next_step=f"Choose of {', '.join(TESTS)}.")
 
     def steps(job: Job[ComponentsResult]) -> Generator[Event, None, ComponentsResult]:
-        bench = Bench(lab.clients(), lab.default_options(), parts, reload, job.cancelled)
+        bench = Bench(lab.clients(), lab.default_options(), parts or Parts(), reload, job.cancelled)
         started, rows = time.monotonic(), []
         try:
             for name in only or TESTS:

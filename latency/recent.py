@@ -23,11 +23,13 @@ class Readings(Protocol):
 
 
 class Recent(NamedTuple):
-    """`looked_at` of `queries` queries (the slowest, where there are more than MOST) and what was found in them."""
+    """`looked_at` of `queries` queries (the slowest, where there are more than MOST), which took `seconds` together, and what was
+    found in them."""
 
     findings: tuple[Finding, ...]
     looked_at: int
     queries: int
+    seconds: float
 
 
 def findings(traces: TraceStore, readings: Readings | None, baseline: Baseline, where: QueryFilter) -> Recent:
@@ -35,7 +37,7 @@ def findings(traces: TraceStore, readings: Readings | None, baseline: Baseline, 
     rows = traces.search(where, "total_seconds", limit=MOST)
     queries = len(rows) if len(rows) < MOST else traces.count(where)
     found = cases(traces, readings, [row.id for row in rows])
-    return Recent(find_many(found, baseline), len(found), queries)
+    return Recent(find_many(found, baseline), len(found), queries, sum(row.total_seconds for row in rows))
 
 
 def cases(traces: TraceStore, readings: Readings | None, ids: list[str]) -> list[Case]:

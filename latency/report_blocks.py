@@ -235,7 +235,8 @@ PARTS: Mapping[str, str] = {
 def _svg(pieces: Sequence[Piece], span: float) -> str:
     rects = "".join(
         f'<rect x="{piece.start / span * 1000:.2f}" width="{max(1.5, piece.seconds / span * 1000):.2f}" height="10" '
-        f'class="{_known(piece.part, PARTS)} {_known(piece.tone, STAGE_COLOURS)}"><title>{escape(one_line(piece.title))}</title></rect>'
+        f'class="{_known(piece.part, PARTS)} {_known(piece.tone, STAGE_COLOURS)}">'
+        f"<title>{escape(one_line(piece.title))}</title></rect>"
         for piece in pieces
     )
     return f'<svg viewBox="0 0 1000 10" preserveAspectRatio="none" role="img">{rects}</svg>'

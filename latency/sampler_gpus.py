@@ -40,7 +40,8 @@ class GpuReader:
     def __init__(self, library: Any = None, read_text: Callable[[str], str] | None = None) -> None:
         self._library = library
         self._read_text = read_text or _read_file
-        self._handles: dict[int, Any] | None = None
+        self._asks: dict[int, Callable[..., Any]] = {}
+        self._opened = False
         self._unsupported: set[tuple[Any, ...]] = set()
         self._names: dict[int, tuple[str, str | None]] = {}
         self.reasons: dict[int, tuple[str, ...]] = {}
@@ -48,15 +49,15 @@ class GpuReader:
 
     def open(self) -> bool:
         """Have handles of all GPUs; False when there are none. Once opened the driver stays so until `close`."""
-        if self._handles is None:
+        if not self._opened:
             self.problem = None
-            self._handles = self._found()
+            self._asks = {index: self._asking(index, handle) for index, handle in self._handles().items()}
         self._names.clear()  # a pid may be another process by now
-        return bool(self._handles)
+        return bool(self._asks)
 
     def close(self) -> None:
-        if self._handles is not None:
-            self._handles = None
+        if self._opened:
+            self._opened, self._asks = False, {}
             _ask(self._library.nvmlShutdown)
 
     def fast(self) -> dict[str, float]:
@@ -116,19 +117,20 @@ class GpuReader:
                 found.append(GpuUse(index, process.pid, name, group, process.usedGpuMemory))
         return found
 
-    def _found(self) -> dict[int, Any] | None:
+    def _handles(self) -> dict[int, Any]:
         if self._library is None:
             try:
                 self._library = importlib.import_module("pynvml")
             except ImportError:
                 self.problem = "nvidia-ml-py is not installed"
-                return None
+                return {}
         try:
             self._library.nvmlInit()
+            self._opened = True
             number = self._library.nvmlDeviceGetCount()
         except Exception as error:  # NVMLError, or OSError from a broken library
             self.problem = fault_in(f"Failed to initialize NVML: {error}").text
-            return None
+            return {}
         handles = {index: _ask(self._library.nvmlDeviceGetHandleByIndex, index) for index in range(number)}
         lost = [str(index) for index, handle in handles.items() if handle is None]
         if lost or not handles:
@@ -136,8 +138,7 @@ class GpuReader:
         return {index: handle for index, handle in handles.items() if handle is not None}
 
     def _gpus(self) -> Iterator[tuple[int, Callable[..., Any]]]:
-        for index, handle in (self._handles or {}).items():
-            yield index, self._asking(index, handle)
+        yield from self._asks.items()
 
     def _asking(self, index: int, handle: Any) -> Callable[..., Any]:
         """Ask this GPU: None for what it does not tell."""

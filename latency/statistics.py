@@ -15,7 +15,8 @@ Which interval, and why:
 - **Runs that follow one another are not independent** where a machine drifts. Sets that lie one after the other in time count
   as n / (1 + 2 sum of autocorrelations) runs (Thiebaux & Zwiers 1984; the sum ends at the first negative one, after Geyer
   1992), with rank autocorrelations, so that a few outliers do not hide the drift. Interleaved runs (A B A B) are compared in
-  pairs instead: what both runs of a pair met falls out of their difference.
+  pairs instead: what both runs of a pair met falls out of their difference. A step of the machine's speed just between two sets
+  is a difference of the sets; no formula tells it from one of the settings.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ CONFIDENCE = 0.99
 RESAMPLES = 20_000
 MINIMUM_SHARE = 0.05  # an effect below this share of the slower side is nobody's reason to change anything
 MINIMUM_SHARE_APART = 0.10  # and this, where the sides were not measured in turn: a drift of the machine looks the same
+ONE_SIDED = 1.645  # standard errors: 5 % of what is independent looks more alike
 _NORMAL = NormalDist()
 
 
@@ -125,7 +127,7 @@ def paired_difference(
     """
     gaps = np.asarray(b, float) - np.asarray(a, float)
     n = len(gaps)
-    size = effective_size(gaps) if in_order else float(n)
+    size = effective_size(gaps, ignore=ONE_SIDED) if in_order else float(n)
     if size < fewest(0.5, confidence):
         return None
     if (np.median(gaps), gaps.sum()) < (0.0, 0.0):
@@ -154,10 +156,11 @@ def verdict(difference: float, interval: Interval | None, minimum_effect: float)
     return said("slower" if difference > 0 else "faster", f"{confidence} excludes none")
 
 
-def effective_size(*series: Values) -> float:
+def effective_size(*series: Values, ignore: float = 0.0) -> float:
     """As how many independent runs the shortest series counts, its values in the order of time; never more than it has.
 
-    The autocorrelation is that of all the series together.
+    The autocorrelation is that of all the series together, up to the first lag at which it is not above `ignore` standard
+    errors of none (1/sqrt(n)): where drift is not expected, chance must not cost runs.
     """
     sides = [_midranks(side) for side in series]
     shortest = min(len(side) for side in sides)
@@ -166,7 +169,7 @@ def effective_size(*series: Values) -> float:
         return float(shortest)
     lags = shortest // 2
     correlation = np.sum([_products(side, lags) for side in sides], axis=0) / spread
-    ends = np.flatnonzero(correlation <= 0.0)
+    ends = np.flatnonzero(correlation <= ignore / math.sqrt(sum(len(side) for side in sides)))
     together = float(correlation[: ends[0] if len(ends) else lags].sum())
     return shortest / (1 + 2 * together)
 

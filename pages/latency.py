@@ -13,7 +13,7 @@ from latency.stage_options import OPTIONS
 from latency.summary import Pick, Report, View
 from latency.what_if import Scenario
 from rag.errors import RagError
-from ui import cards, exports, latency_cached, latency_charts, latency_view, query_list
+from ui import cards, exports, findings_view, latency_cached, latency_charts, latency_view, query_list
 from ui.cached import now, the_runtime, zone
 from ui.format import escape, plural
 from ui.gauges import card_title
@@ -24,7 +24,6 @@ RANGES = {"1 h": 3600, "24 h": 86_400, "7 d": 7 * 86_400, "30 d": 30 * 86_400, "
 OUTCOMES = (DONE, "answered", "no_documents", "failed", "cancelled", EVERY)
 HEATS = ("all", "warm", "cold")
 EVERY_VALUE = "every value"
-FIRST_FINDINGS = 3
 
 
 # 1) what is looked at
@@ -131,15 +130,10 @@ def card_head(title: str, name: str, heads: Sequence[str], rows: Sequence[Sequen
 def findings() -> None:
     found = latency_cached.last_hour(int(now().timestamp() // 60))
     with st.container(border=True, gap="small"):
-        title = latency_view.findings_title(found)
-        if not found.findings:
-            st.html(card_title(title))
-            return
-        card_head(title, "findings", latency_view.FINDING_CSV, latency_view.finding_rows(found.findings))
-        st.html(latency_view.findings(found.findings[:FIRST_FINDINGS]))
-        if len(found.findings) > FIRST_FINDINGS:
-            with st.expander(f"{len(found.findings) - FIRST_FINDINGS} more"):
-                st.html(latency_view.findings(found.findings[FIRST_FINDINGS:], FIRST_FINDINGS + 1))
+        rows = latency_view.finding_rows(found.findings)
+        card_head(latency_view.findings_title(found), "findings", latency_view.FINDING_CSV, rows)
+        if found.queries:
+            findings_view.render(found.findings, found.seconds, many=True)
 
 
 def stages(found: Report, view: View) -> None:
@@ -298,7 +292,7 @@ def show(revision: int, view: View, found: Report) -> None:
     if not found.counts.n:
         nothing(found, view)
         return
-    findings()
+    first = st.container()  # filled last: looking for causes takes longest, once a minute
     stages(found, view)
     left, right = st.columns([3, 2], gap="small")
     with left:
@@ -314,6 +308,8 @@ def show(revision: int, view: View, found: Report) -> None:
     with st.container(border=True, gap="small"):
         st.html(card_title(f"What if: estimated from these {plural(found.counts.n, 'query', 'queries')}"))
         st.fragment(what_if)(revision, view)
+    with first:
+        findings()
 
 
 st.title("Latency")

@@ -68,15 +68,14 @@ def load_form(runtime: Runtime, busy: str | None, now: datetime) -> Wanted | Non
         api_url, token = _against()
         questions = _questions(runtime)
         plan = _load_plan(api_url, token)
-        where = api_url or "this process, with its models and its store"
+        where = "this process, with its models and its store" if api_url is None else api_url or "that API"
         most = seconds(load.longest_seconds(plan))
         warning = f"This loads {where} for up to {most}, and disturbs whoever uses it meanwhile."
         name = start_row("Start the load test", f"Load test {now:%Y-%m-%d %H:%M}", busy, warning)
     if name is None:
         return None
     plan = LoadPlan(**{**_values(plan), "questions": questions()})
-    lab = runtime  # its machines are read beside the test of an API, too
-    return Wanted("load", name, plan.to_json(), load.work(lab, plan))
+    return Wanted("load", name, plan.to_json(), load.work(runtime, plan))
 
 
 def _values(plan: LoadPlan) -> dict[str, Any]:
@@ -216,8 +215,8 @@ def hardware_form(runtime: Runtime, busy: str | None, now: datetime) -> Wanted |
         )
         most = seconds(hardware.longest_seconds(plan))
         warning = (
-            f"This keeps processors and GPUs busy for up to about {most}; each place loads a copy of the model. What cannot be had "
-            "is left out and says why."
+            f"This keeps processors and GPUs busy for up to about {most}; each place loads a copy of the model. What cannot be "
+            "had is left out and says why."
         )
         name = start_row("Start the comparison", f"CPU against GPU {now:%Y-%m-%d %H:%M}", busy, warning)
     if name is None:

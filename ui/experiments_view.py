@@ -1,4 +1,4 @@
-"""What the page Experiments shows of any experiment: the list, its state, the environment it ran in, tables by kind, files. Pure."""
+"""What the page Experiments shows of any experiment: the list, its state, its environment, tables by kind, files. Pure."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def environment_line(environment: Mapping[str, Any]) -> str:
     cores = environment.get("cores_limit") or environment.get("cores")
     parts = [
         environment.get("cpu"),
-        f"{number(cores)} cores" if cores else None,
+        f"{cores:g} cores" if cores else None,
         bytes_text(environment.get("memory_limit_bytes") or environment.get("memory_bytes")),
         ", ".join(names) if names else "no GPU" if environment.get("gpus") is not None else None,
     ]
@@ -170,6 +170,19 @@ def _value(name: str, value: Any) -> str:
     return f"{words} {number(value)}"
 
 
+def components_beside(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
+    """Medians of the rows that both have, and their ratio."""
+    others = {row.get("code"): row for row in second.get("rows") or ()}
+    rows = []
+    for row in first.get("rows") or ():
+        a, b = row.get("seconds"), others.get(row.get("code"), {}).get("seconds")
+        if a is not None and b is not None:
+            rows.append([escape(row.get("name")), seconds(a), seconds(b), f"{b / a:.2f}" if a > 0 else UNKNOWN])
+    if not rows:
+        return cards.empty("No component was timed in both.")
+    return figures.table(["Component, median", "A", "B", "B / A"], rows, numeric=(1, 2, 3), wrap=(0,))
+
+
 def replay_table(result: Mapping[str, Any]) -> str:
     """A row a side: what was changed, how many runs, the median; and the difference to the first side."""
     sides = list(result.get("sides") or ())
@@ -207,11 +220,15 @@ def runs_table(result: Mapping[str, Any]) -> str:
             _letter(int(run["side"])),
             count(run["round"] + 1) if run.get("round") is not None else "warm-up",
             f'<a href="{query_url(run["query_id"])}">{seconds(run["total_seconds"])}</a>' if run.get("query_id") else UNKNOWN,
-            f'<span class="rd-soft">{escape(run.get("error") or run.get("degraded") or ("cold" if run.get("cold") else ""))}</span>',
+            f'<span class="rd-soft">{escape(_special(run))}</span>',
         ]
         for run in result.get("runs") or ()
     ]
     return figures.table(["Side", "Round", "Total", ""], rows, numeric=(1, 2), wrap=(3,)) if rows else ""
+
+
+def _special(run: Mapping[str, Any]) -> str:
+    return str(run.get("error") or run.get("degraded") or ("cold" if run.get("cold") else ""))
 
 
 def replay_progress(events: Sequence[Mapping[str, Any]]) -> tuple[float, str]:

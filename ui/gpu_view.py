@@ -29,13 +29,13 @@ def title(view: MachineView) -> str:
     gpus = part.value.gpus if part and part.value else None
     if not gpus:
         return "GPUs"
+    missing = max(0, (view.expected_gpus or 0) - len(gpus))
+    if missing:
+        return f"{plural(missing, 'GPU')} of {view.expected_gpus} missing"
     slowed = [gpu for gpu in gpus if gpu.slowed]
     if slowed:
         names = ", ".join(str(gpu.index) for gpu in slowed)
         return f"GPU {names} {'is' if len(slowed) == 1 else 'are'} slowed down by heat or power"
-    missing = max(0, (view.expected_gpus or 0) - len(gpus))
-    if missing:
-        return f"{plural(missing, 'GPU')} of {view.expected_gpus} missing"
     known = [gpu.utilization_ratio for gpu in gpus if gpu.utilization_ratio is not None]
     busy = f", {percent(sum(known) / len(known))} busy" if known else ""
     return f"{plural(len(gpus), 'GPU')}{busy}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from latency.hardware_types import Cell, Component, HardwareResult, Row
+from latency.hardware_types import Cell, Component, HardwareResult, Place, Row
 from latency.prices import REPORT, REPORTED, REPORTED_INT8, Advice, Cost, Price, Reported
 from ui import cards, figures
 from ui.format import UNKNOWN, count, escape, number, percentile, plural, seconds, unknown_html, value_html
@@ -120,6 +120,26 @@ def progress_line(events: Sequence[Mapping[str, Any]]) -> tuple[float, str]:
         f" · last: {last['size']} × {last['clients']} clients, {seconds(last['p50'])}" if last and last["p50"] is not None else ""
     )
     return min(1.0, ended / of if of else 0.0), now + told
+
+
+def cells_table(events: Sequence[Mapping[str, Any]]) -> str:
+    """The last cells of a running comparison, newest first."""
+    cells = [event for event in events if event["type"] == "cell"][-12:]
+    rows = [
+        [
+            escape(f"{_WORDS[each['place']['component']]}, {_name(each['place'])}"),
+            count(each["size"]),
+            count(each["clients"]),
+            value_html(seconds(each["p50"]), each["skipped"] or "no call was answered"),
+            value_html(number(each["per_second"]), each["skipped"] or "no call was answered"),
+        ]
+        for each in reversed(cells)
+    ]
+    return figures.table(["Measured last", "Texts", "Clients", "p50", "Calls/s"], rows, numeric=(1, 2, 3, 4), wrap=(0,))
+
+
+def _name(place: Mapping[str, Any]) -> str:
+    return Place(**place).name
 
 
 # costs

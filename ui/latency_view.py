@@ -79,8 +79,6 @@ def _unended(selection: Selection) -> str:
 
 # ------------------------------------------------------------------------------------------------------------ findings
 
-_SHOWN_QUERIES = 4
-
 
 def findings_title(found: Recent) -> str:
     """`Last hour: 3 causes in 574 queries`."""
@@ -89,24 +87,6 @@ def findings_title(found: Recent) -> str:
         return f"Last hour: nothing stands out in {asked}" if found.queries else "Last hour: no query"
     some = f", the slowest {found.looked_at:,} looked at" if found.looked_at < found.queries else ""
     return f"Last hour: {plural(len(found.findings), 'cause')} in {asked}{some}"
-
-
-def findings(found: Sequence[Finding], first: int = 1) -> str:
-    """Each cause with what it would save, what to change, and the queries it was found in; numbered from `first`."""
-    return f'<div class="rd rd-list">{"".join(_finding(position, each) for position, each in enumerate(found, first))}</div>'
-
-
-def _finding(position: int, found: Finding) -> str:
-    saving = f"saves about {seconds(found.saving_seconds)}" if found.saving_seconds is not None else "saving not known"
-    links = " · ".join(f'<a href="{query_url(key)}">{escape(key[-6:])}</a>' for key in found.query_ids[:_SHOWN_QUERIES])
-    more = f" and {len(found.query_ids) - _SHOWN_QUERIES:,} more" if len(found.query_ids) > _SHOWN_QUERIES else ""
-    swatch = f'<span class="rd-swatch" style="{colour(found.stage)}"></span>' if found.stage else ""
-    return (
-        f'<div class="rd-thing"><div class="rd-plain" dir="auto">{swatch}<strong>{position}. {escape(found.title)}</strong> '
-        f'<span class="rd-soft rd-nowrap" title="{escape(found.derivation)}">{escape(saving)} · {found.confidence}</span></div>'
-        f'<div class="rd-small rd-plain" dir="auto">{escape(found.change)}</div>'
-        f'<div class="rd-small rd-soft">slowest: {links}{more}</div></div>'
-    )
 
 
 FINDING_CSV = (

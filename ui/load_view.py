@@ -85,11 +85,16 @@ def growth_table(knee: Knee) -> str:
 
 
 def running_line(event: Mapping[str, Any] | None, of: int, done: int) -> str:
-    """What the running step does, from its last progress event. Plain text."""
+    """What goes on, from the last event of a step (`step_started`, `progress`, `step_finished`). Plain text."""
     if event is None:
+        return "warming up"
+    if event["type"] == "step_finished":
         return f"{plural(done, 'step')} of {of} done"
+    begun = f"step {done + 1} of {of}: {plural(event['users'], 'user')}"
+    if event["type"] == "step_started":
+        return begun
     parts = [
-        f"step {done + 1} of {of}: {plural(event['users'], 'user')} for {seconds(event['seconds'])}",
+        f"{begun} for {seconds(event['seconds'])}",
         f"{count(event['answered'])} answered",
         f"{count(event['failed'])} failed" if event["failed"] else "",
         f"{count(event['in_flight'])} running",

@@ -155,7 +155,7 @@ def slow_decode(ledger: Ledger) -> Iterator[Draft]:
             f"The language model wrote slowly in {WHERE}",
             taken,
             taken,
-            f"{seconds(wrote)} of writing less {tokens - 1:,.0f} tokens / {figure(usual.per_second)} tokens/s{_LESS} {seconds(taken)}.",
+            f"{seconds(wrote)} less {tokens - 1:,.0f} tokens / {figure(usual.per_second)} tokens/s{_LESS} {seconds(taken)}.",
             "derived",
             tuple(evidence),
             advice.FASTER_DECODE,

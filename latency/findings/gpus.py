@@ -153,7 +153,7 @@ class Gpu:
             if fact.value.lower() in ("off", "false", "0", "no", "disabled")
         ]
         before = self.readings.get(self.source, f"gpu.{self.index}.utilization_ratio")
-        busy = () if before is None else before.within(float("-inf"), pieces[0].start)
+        busy = () if before is None else before.within(float("-inf"), pieces[0].start - SAMPLE_SECONDS / 2)
         if not off or any(value > 0.1 for value in busy[-3:]) or self._is_later(pieces[0].start):
             return None
         text = (

@@ -139,7 +139,8 @@ def _repeated(cases: Sequence[Case], kept: Sequence[Sequence[_Hit]], baseline: B
     saving = sum(value for value in left.values() if value > 0)
     if len(slowest) < max(LEAST_REPEATS, REPEATED_SHARE * len(asked)) or saving < max(LEAST_SECONDS, SET_SHARE * total):
         return
-    text = f"{len(again):,} of {count(len(asked), 'question')} had been asked before in the same words, and were answered from scratch."
+    repeated = f"{len(again):,} of {count(len(asked), 'question')}"
+    text = f"{repeated} had been asked before in the same words, and were answered from scratch."
     recent = f"Of the last {count(baseline.queries, 'query')}, {baseline.near_equal_questions:,} repeated an earlier question."
     evidence = [Evidence(text, float(len(again)), "questions", "set")]
     if baseline.queries:
@@ -151,7 +152,7 @@ def _repeated(cases: Sequence[Case], kept: Sequence[Sequence[_Hit]], baseline: B
         stage="cache",
         cost_seconds=saving,
         saving_seconds=saving,
-        derivation=f"Their time less what other findings explain and {seconds(CACHE_HIT_SECONDS)} a cache hit: {seconds(saving)}.",
+        derivation=f"Their time less what others explain and {seconds(CACHE_HIT_SECONDS)} a cache hit: {seconds(saving)}.",
         confidence="derived",
         evidence=tuple(evidence),
         change=advice.CACHE,

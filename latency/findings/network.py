@@ -66,11 +66,7 @@ def model(ledger: Ledger) -> Iterator[Draft]:
             continue
         taken = ledger.take(name, there - least, "network")
         estimated = any("estimated" in piece.label for piece in pieces)
-        how = (
-            "estimated by the round trip on the open connection"
-            if estimated
-            else "the request's time less what the server says it took"
-        )
+        how = "estimated by the round trip on the open connection" if estimated else "the request's time less the server's"
         text = f"{sentence(doing(name))} spent {seconds(taken + least)} on the network to the {named(stage)} ({how})."
         certain: Confidence = "derived" if estimated else "measured"
         yield Draft(
@@ -80,7 +76,7 @@ def model(ledger: Ledger) -> Iterator[Draft]:
             f"Requests to the {worker(name)} waited for the network in {WHERE}",
             taken,
             taken,
-            f"{seconds(taken + least)} less {seconds(least)} for {count(len(pieces), 'request')} to a near server = {seconds(taken)}.",
+            f"{seconds(taken + least)} less {seconds(least)} to a near server = {seconds(taken)}.",
             certain,
             (Evidence(text, taken + least, "s", pieces[0].span_id or "split.network", pieces[0].start, pieces[-1].end),),
             advice.model_nearer(name),

@@ -238,7 +238,7 @@ def truncation(ledger: Ledger) -> Iterator[Draft]:
             f"The {worker(name)} spent time on padding and on text that it then cut away in {WHERE}",
             taken,
             taken,
-            f"Padding's share of the computing {seconds(padding)}, and half of the tokenising {seconds(cut / 2)} where texts are cut.",
+            f"Padding's share of the computing {seconds(padding)}, half of tokenising texts that are cut {seconds(cut / 2)}.",
             "suspected",
             (Evidence(text, padded or truncated, unit, piece.span_id or "tokens", piece.start, piece.end),),
             advice.SHORTER_TEXTS,

@@ -42,9 +42,9 @@ def busy_processor(bench: Bench, world: World) -> Iterator[World]:
 FAULTS = (
     Fault("processors busy", "cpu_saturated", busy_processor, note="a real hog, seconds added, readings recorded"),
     Fault("GPU throttled by heat", "gpu_throttled", slowed(readings.throttled), note=NOTE),
-    Fault("GPU throttled by its power limit", "gpu_throttled", slowed(readings.power_capped), note=NOTE),
+    Fault("GPU throttled by its power limit", "gpu_throttled", slowed(readings.power_capped), note=NOTE, only_long=True),
     Fault("GPU shared with another process", "gpu_shared", slowed(readings.foreign), note=NOTE),
-    Fault("GPU asleep, persistence off", "gpu_persistence_off", slowed(readings.asleep), note=NOTE),
-    Fault("GPU clocks low", "gpu_clocks_low", slowed(readings.low_clocks), note=NOTE),
-    Fault("GPU memory full", "vram_full", slowed(readings.full_memory), note=NOTE),
+    Fault("GPU asleep, persistence off", "gpu_persistence_off", slowed(readings.asleep), note=NOTE, only_long=True),
+    Fault("GPU clocks low", "gpu_clocks_low", slowed(readings.low_clocks), note=NOTE, only_long=True),
+    Fault("GPU memory full", "vram_full", slowed(readings.full_memory), note=NOTE, only_long=True),
 )

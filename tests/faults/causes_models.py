@@ -15,7 +15,7 @@ from tests.faults import readings
 from tests.faults.fakes import NAME, FakeCrossEncoder, SlowStarter, Speed
 from tests.faults.laboratory import Fault, ask
 from tests.faults.servers import QUICK, rerank_server
-from tests.faults.world import Bench, World
+from tests.faults.world import Bench, World, texts
 
 LOAD_SECONDS = 0.45
 CONSTRUCTION_SECONDS = 0.55
@@ -100,7 +100,7 @@ def given_up(bench: Bench, world: World) -> Iterator[World]:
 def own_queue(bench: Bench, world: World) -> Iterator[World]:
     """Other requests of this process are before the reranker."""
     reranker = bench.reranker
-    candidates = [RerankCandidate(f"passage {number} about a slow search") for number in range(40)]
+    candidates = [RerankCandidate(text) for text in texts(40)]
     others = [
         threading.Thread(target=reranker.score, args=("slow search", candidates), daemon=True) for _ in range(RERANKS_BEFORE)
     ]
@@ -117,7 +117,7 @@ def own_queue(bench: Bench, world: World) -> Iterator[World]:
 @contextmanager
 def server_queue(bench: Bench, world: World) -> Iterator[World]:
     """Other clients' requests are before the reranker of our GPU server."""
-    body = {"query": "slow search", "documents": [f"passage {number} about a slow search" for number in range(40)], "top_k": 40}
+    body = {"query": "slow search", "documents": texts(40), "top_k": 40}
     headers = {"x-ragdeck-caches": "bypass"}
 
     def ask_too() -> None:
@@ -173,6 +173,7 @@ FAULTS = (
         server_queue,
         base=lambda bench: bench.served_models,
         note="the model is a fake, the queue is real",
+        only_long=True,
     ),
     Fault("our own queue before the reranker", "client_queue", own_queue, note="the model is a fake, the queue is real"),
 )

@@ -31,7 +31,7 @@ History = Callable[[Bench, World], Sequence[Case]]
 class Fault:
     """One cause. `code` is the finding that is expected first; `base` gives the healthy world that it is put into.
 
-    `history` is what was asked before, where that is not the healthy world; `note` says what of the cause is not real. `costs_little`: less than what is judged; `only_long`: in the long series alone.
+    `history` is what was asked before, where that is not the healthy world; `note` says what of the cause is not real. `least_seconds` it has to cost; `costs_little`: less than what is judged; `only_long`: in the long series alone.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Fault:
     base: Callable[[Bench], World] = lambda bench: bench.local
     history: History | None = None
     note: str = ""
+    least_seconds: float = LEAST_COST_SECONDS
     costs_little: bool = False
     only_long: bool = False
 

@@ -90,6 +90,9 @@ def _running(folder: Path, llm: str) -> Iterator[Runtime]:
         runtime.start()
         if not runtime.wait_warm(WAIT_SECONDS):
             raise TimeoutError("the models did not load")
+        samples = runtime.status().sample_job
+        if samples is None or not samples.wait(WAIT_SECONDS):
+            raise TimeoutError("the sample corpus was not read")
         yield runtime
     finally:
         runtime.stop()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.faults.causes import FAULTS
-from tests.faults.laboratory import LEAST_COST_SECONDS, Experiment, Fault, Laboratory
+from tests.faults.laboratory import Experiment, Fault, Laboratory
 
 COSTLY = [fault for fault in FAULTS if not fault.costs_little]
 LONG_REPEATS = 9
@@ -13,7 +13,7 @@ LONG_REPEATS = 9
 
 def check(fault: Fault, tried: Experiment) -> None:
     told = tried.told()
-    assert tried.saving >= LEAST_COST_SECONDS, f"the cause costs too little to be judged\n{told}"
+    assert tried.saving >= fault.least_seconds, f"the cause costs too little to be judged\n{told}"
     assert tried.rank(fault.code) == 1, f"{fault.code} was to be first\n{told}"
     said = tried.said(fault.code)
     assert said is not None and abs(said - tried.saving) <= tried.tolerance, f"said {said}, measured {tried.saving:.3f}\n{told}"

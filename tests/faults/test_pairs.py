@@ -15,11 +15,11 @@ from tests.faults.world import Bench, World
 PAIRS = (
     ("embedder loaded inside the request", "vLLM queues"),
     ("reranker loaded inside the request", "collection released"),
-    ("collection never flushed", "slow decoding"),
-    ("500 candidates", "503 first, then an answer"),
-    ("store 300 ms away", "long answer"),
-    ("GPU throttled by heat", "vLLM queues"),
-    ("GPU shared with another process", "slow first token"),
+    ("collection never flushed", "long answer"),
+    ("500 candidates", "vLLM queues"),
+    ("store 300 ms away", "slow decoding"),
+    ("GPU throttled by heat", "slow decoding"),
+    ("GPU shared with another process", "503 first, then an answer"),
     ("models 0.3 s away", "collection released"),
     ("busy disk", "reranker on the CPU beside an idle GPU"),
 )

@@ -136,7 +136,7 @@ def make(
         timeline=tuple(timeline),
         total_seconds=at,
         ttft_seconds=first,
-        tokens=Tokens(*(None, None) if written is None else (written.facts["prompt_tokens"], written.facts["completion_tokens"])),
+        tokens=Tokens(*(None, None) if written is None else (written.facts.get("prompt_tokens"), written.facts.get("completion_tokens"))),
         options=options,
     )
     answer = replace(answer, **changes)

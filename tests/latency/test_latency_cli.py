@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -20,7 +22,7 @@ from latency.__main__ import main
 from latency.experiments import ExperimentStore
 from rag.store_lock import StoreLock
 from rag.trace_store import TraceStore
-from rag.types import Answer
+from rag.types import Answer, Split
 from settings import load
 
 ROOT = Path(__file__).parents[2]
@@ -185,13 +187,13 @@ def test_components_slower_than_a_target_that_was_asked_for_are_exit_code_1(data
 
 
 @pytest.fixture(scope="module")
-def replayed(data: Path, stored: str, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """The document of one replay: as stored against two candidates, in a process of its own."""
-    command = [sys.executable, "-m", "latency", "replay", stored, "--change", "candidates=1,rerank=off", "--times", "2", "--json"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=150)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    return json.loads(done.stdout)
+def replayed(data: Path, stored: str) -> dict:
+    """The document of one replay: as stored against two changes at once."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        code = main(["replay", stored, "--change", "candidates=1,rerank=off", "--times", "2", "--json"])
+    assert code == 0, out.getvalue()
+    return json.loads(out.getvalue())
 
 
 def test_replay_asks_both_sides_and_compares_them(data: Path, stored: str, replayed: dict):
@@ -241,17 +243,34 @@ def test_a_side_without_a_run_that_counts_is_exit_code_1(data: Path, capsys, sto
     assert document["result"]["sides"][1]["failed"] == 1
 
 
-def test_findings_of_one_query_and_of_the_last_hour_leave_measured_ones_out(data: Path, capsys, stored: str, replayed: dict):
+def with_load(answer: Answer, seconds: float) -> Answer:
+    """The same query as if its embedder had been loaded inside it."""
+    split = Split(load=seconds, compute=0.01)
+    embed = [replace(each, seconds=seconds + 0.01, cold=True, split=split) for each in answer.stages if each.stage == "embed"]
+    others = [each for each in answer.stages if each.stage != "embed"]
+    first = next(each for each in answer.timeline if each.stage == "embed")
+    later = [replace(each, start=each.start + seconds) for each in answer.timeline if each.stage != "embed"]
+    timeline = (replace(first, seconds=seconds + 0.01, cold=True, split=split), *later)
+    total = answer.total_seconds + seconds
+    return replace(answer, id="c" * 32, stages=(*embed, *others), timeline=timeline, total_seconds=total)
+
+
+def test_findings_of_one_query_and_of_the_last_hour_leave_measured_ones_out(data: Path, capsys, replayed: dict):
+    cold = with_load(answers(data)[0], 3.0)
+    traces = TraceStore(data / "traces.db")
+    traces.save(cold)
+    traces.close()
     code, out, _ = run(capsys, "findings", "--json")
-    assert (code, json.loads(out)["queries"]) == (0, 1)
-    code, out, _ = run(capsys, "findings", stored, "--json")
     document = json.loads(out)
-    assert (code, document["queries"]) == (0, 1)
-    # the stored query was the first of its process: it paid for the load of the models
-    assert any("load" in each["title"].lower() for each in document["findings"]), document
-    code, out, _ = run(capsys, "findings", stored)
-    assert out.startswith("1. ")
-    assert "→" in out
+    assert (code, document["queries"]) == (0, 2)
+    assert document["findings"][0]["query_ids"] == [cold.id]
+    code, out, _ = run(capsys, "findings", cold.id, "--json")
+    found = json.loads(out)["findings"][0]
+    assert found["stage"] == "embed"
+    assert found["cost_seconds"] == pytest.approx(3.0, abs=0.1)
+    code, out, _ = run(capsys, "findings", cold.id)
+    assert out.startswith(f"1. {found['title']}")
+    assert found["change"] in out
 
 
 def test_findings_where_nothing_was_asked_say_so(data: Path, capsys, tmp_path: Path, monkeypatch):
@@ -282,47 +301,53 @@ class _Api(BaseHTTPRequestHandler):
         return
 
 
-def test_load_against_a_server_needs_no_store_here(data: Path, capsys, tmp_path: Path, monkeypatch):
-    questions = tmp_path / "questions.txt"
-    questions.write_text("One?\nTwo?\n", encoding="utf-8")
-    monkeypatch.setenv("RAGDECK_TOKEN", "a-token-of-theirs")
+@pytest.fixture
+def api(data: Path) -> Iterator[ThreadingHTTPServer]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Api)
     server.bodies, server.answer = [], replace(answers(data)[0], total_seconds=0.01)
+    server.url = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    path = tmp_path / "questions.txt"
+    path.write_text(f"{QUESTION}\nTwo?\n", encoding="utf-8")
+    return path
+
+
+def test_load_against_a_server_needs_no_store_here(data: Path, capsys, api, questions: Path, monkeypatch):
+    monkeypatch.setenv("RAGDECK_TOKEN", "a-token-of-theirs")
     held = StoreLock(data / "milvus.lock")
     held.acquire()  # another process has the embedded store
+    steps = ["--users", "1,2", "--seconds", "5", "--requests", "6"]
     try:
-        code, out, _ = run(
-            capsys, "load", "--users", "1,2", "--questions", str(questions), "--api", f"http://127.0.0.1:{server.server_port}",
-            "--seconds", "5", "--requests", "6", "--set", "hyde=off", "--json",
-        )  # fmt: skip
+        code, out, _ = run(capsys, "load", *steps, "--questions", str(questions), "--api", api.url, "--set", "hyde=off", "--json")
     finally:
         held.release()
-        server.shutdown()
-        server.server_close()
     document = json.loads(out)
     assert (code, document["state"]) == (0, "finished")
     assert [step["users"] for step in document["result"]["steps"]] == [1, 2]
-    assert {body["query"] for _, _, body in server.bodies} == {"One?", "Two?"}
-    assert {(path, token) for path, token, _ in server.bodies} == {("/api/v1/ask", "Bearer a-token-of-theirs")}
-    assert all(body["hyde"] == "off" for _, _, body in server.bodies)
+    assert {body["query"] for _, _, body in api.bodies} == {QUESTION, "Two?"}
+    assert {(path, token) for path, token, _ in api.bodies} == {("/api/v1/ask", "Bearer a-token-of-theirs")}
+    assert all(body["hyde"] == "off" for _, _, body in api.bodies)
     assert "a-token-of-theirs" not in out
     assert ExperimentStore(data / "experiments.db").get(document["id"]).kind == "load"
 
 
-def test_load_in_this_process_prints_steps_and_the_knee(data: Path, capsys, tmp_path: Path):
-    questions = tmp_path / "questions.txt"
-    questions.write_text(f"{QUESTION}\n", encoding="utf-8")
+def test_load_in_this_process_prints_steps_and_the_knee(data: Path, capsys, questions: Path):
     code, out, err = run(capsys, "load", "--users", "1", "--questions", str(questions), "--seconds", "10", "--requests", "3")
     assert code == 0, out + err
     assert "answered" in out
     assert "1 users …" in err
 
 
-def test_a_load_test_that_is_stopped_keeps_what_it_has(data: Path, tmp_path: Path):
-    questions = tmp_path / "questions.txt"
-    questions.write_text(f"{QUESTION}\n", encoding="utf-8")
-    command = [sys.executable, "-m", "latency", "load", "--users", "1", "--questions", str(questions), "--seconds", "300"]
+def test_a_load_test_that_is_stopped_keeps_what_it_has(data: Path, api, questions: Path):
+    command = [sys.executable, "-m", "latency", "load", "--users", "1", "--questions", str(questions), "--api", api.url]
+    command += ["--seconds", "300", "--requests", "10000"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
     try:
         assert process.stderr is not None

@@ -21,6 +21,7 @@ import runtime
 from benchmarks.bench_latency import Stored, fill
 from latency import percentiles, summary
 from latency.percentiles import COLUMNS, EVERY, TOTAL, Selection
+from latency.recent import Recent
 from latency.stage_table import StageTable, StageTables
 from latency.summary import Pick, View
 from latency.types import Finding
@@ -267,12 +268,15 @@ def test_a_stage_that_never_ran_is_a_dash_with_its_reason(table: StageTable) -> 
     assert "–" in generate.text and "0 ms" not in generate.text
 
 
-def test_a_finding_links_to_its_queries_and_is_escaped() -> None:
-    found = Finding("x", "<b>slow</b>", "rerank", 2.0, None, "d", "derived", (), "do <this>", query_ids=tuple("abcdefg"))
-    shown = BeautifulSoup(latency_view.findings([found], 4), "html.parser")
-    assert "4. <b>slow</b>" in shown.text and "do <this>" in shown.text and "and 3 more" in shown.text
-    assert [each["href"] for each in shown.select("a")] == [f"/query?id={key}" for key in "abcd"]
-    assert len(latency_view.finding_rows([found])[0]) == len(latency_view.FINDING_CSV)
+def test_what_was_looked_at_of_the_last_hour_is_said() -> None:
+    cause = Finding("x", "slow", "rerank", 2.0, None, "d", "derived", (), "do this", query_ids=("a", "b"))
+    assert (
+        latency_view.findings_title(Recent((cause,), 1000, 3000, 9.0))
+        == "Last hour: 1 cause in 3,000 queries, the slowest 1,000 looked at"
+    )
+    assert latency_view.findings_title(Recent((), 1, 1, 9.0)) == "Last hour: nothing stands out in 1 query"
+    assert latency_view.findings_title(Recent((), 0, 0, 0.0)) == "Last hour: no query"
+    assert len(latency_view.finding_rows([cause])[0]) == len(latency_view.FINDING_CSV)
 
 
 def test_links_keep_the_view_and_change_one_thing() -> None:
