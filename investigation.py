@@ -69,8 +69,11 @@ class Investigation:
             self._window.end(mark, None)  # nothing when it was ended with its answer
 
     def look_without_hyde(self, done: Finished) -> None:
-        """For a sample of the queries: search once more without the hypothesis, after the answer, and keep what it changed."""
-        if done.shadow is not None and random.random() < self._shadow_ratio:
+        """For a sample of the queries: search once more without the hypothesis, after the answer, and keep what it changed.
+
+        Never for a measured one: the search would run into the next.
+        """
+        if done.shadow is not None and done.answer.origin != "measure" and random.random() < self._shadow_ratio:
             self._shadows.submit(self._shadow, done)
 
     def _shadow(self, done: Finished) -> None:

@@ -19,6 +19,7 @@ from jobs import Job, Jobs
 from rag.errors import RagError
 from rag.ingest import ingest
 from rag.loaders import find
+from rag.routes import FieldMapping
 from rag.store import CollectionInfo, Store
 from rag.types import Event, PassageRow, Problem, StoredDocument
 from settings import Settings
@@ -196,3 +197,18 @@ class Library:
 def summary_json(summary: IngestSummary) -> dict[str, Any]:
     """The summary without the event's own keys."""
     return {key: value for key, value in summary.items() if key not in ("type", "seq", "at")}
+
+
+def open_store(settings: Settings, url: str | None) -> Store:
+    """The passage store that the settings name; connects to nothing yet. `url` is where this process serves."""
+    milvus = settings.milvus
+    mapping = FieldMapping(**milvus.mapping.model_dump()) if milvus.mapping else None
+    return Store(
+        uri=milvus.uri,
+        data_dir=settings.data_dir,
+        collection=milvus.collection,
+        token=milvus.token.get_secret_value() if milvus.token else None,
+        timeout=milvus.timeout_seconds,
+        mapping=mapping,
+        url=url,
+    )

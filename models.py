@@ -22,6 +22,7 @@ from gpu_server.interfaces import ChatModel, Embedder, ModelInfo, Reranker
 from gpu_server.model_pool import ModelPool
 from gpu_server.probes import Probe, probe_embedder, probe_reranker
 from gpu_server.score_stores import ScoreStore, score_store
+from rag.chat import OpenAIChat
 from rag.errors import RagError
 from settings import Settings
 
@@ -261,6 +262,24 @@ def _gpu_server(settings: Settings) -> Endpoint:
 def _asked(local_name: str) -> str | None:
     """EMBEDDING_MODEL and RERANKER_MODEL name the model at the endpoint too; `starter` names one of ours only."""
     return None if local_name == "starter" else local_name
+
+
+def remote_chat(settings: Settings, model: str | None = None) -> OpenAIChat | None:
+    """The language model at `llm.base_url`, None without one; another model of the same server where one is named."""
+    llm = settings.llm
+    if not llm.base_url:
+        return None
+    key = llm.api_key.get_secret_value() if llm.api_key else None
+    return OpenAIChat(llm.base_url, model or llm.model, key, llm.timeout_seconds, llm.retries)
+
+
+def llm_sentence(settings: Settings, chat: ChatModel | None) -> str:
+    """Who writes the answers, in words."""
+    if settings.llm.local_model:
+        return f"Answers come from {settings.llm.local_model}, run in this process."
+    if chat is not None and settings.llm.base_url:
+        return f"Answers come from {settings.llm.model or 'the first model'} at {settings.llm.base_url}."
+    return "No language model is configured: answers quote the best sentences. Set VLLM_BASE_URL to have them written."
 
 
 def _remote_status(model: RemoteEmbedder | RemoteReranker, live: bool) -> ModelStatus:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +36,13 @@ from latency.lab import Variant
 from latency.otlp.receiver import Receiver
 from latency.reading_store import ReadingStore
 from latency.types import Baseline
-from library import IngestSummary, Knowledge, Library
+from library import IngestSummary, Knowledge, Library, open_store
 from models import ModelStatus
 from rag.chat import OpenAIChat
 from rag.errors import RagError
+from rag.options import checked
+from rag.otlp import exporter
 from rag.query import Clients, Control, Prompts, answer
-from rag.routes import FieldMapping
-from rag.store import Store
 from rag.trace import Tracing
 from rag.trace_store import TraceStore
 from rag.types import Answer, Event, Options, Problem
@@ -98,13 +98,15 @@ class Runtime:
         self.settings = settings
         self.url = url
         _export_offline(settings)
-        self.jobs = Jobs(limits={"query": settings.query.max_running})
+        self.jobs = Jobs(limits={"query": settings.query.max_running, "experiment": 1})
         self.traces = TraceStore(settings.data_dir / "traces.db", capture_content=settings.traces.capture_content)
-        self._tracing = Tracing(exporter=_exporter(settings), capture_content=settings.traces.capture_content, version=VERSION)
+        self._tracing = Tracing(
+            exporter=exporter(settings.traces.otlp_endpoint), capture_content=settings.traces.capture_content, version=VERSION
+        )
         self.pool = ModelPool()
         self.models = models.build(settings, self.pool)
-        self._chat = self.models.chat or _remote_chat(settings)
-        self.store = _store(settings, url)
+        self._chat = self.models.chat or models.remote_chat(settings)
+        self.store = open_store(settings, url)
         self.library = Library(settings, self.store, self.models.embedder, self.jobs, SAMPLES)
         self.deployment = Deployment(settings, url)
         self.investigation = Investigation(settings, self.traces, self.deployment.sweep)
@@ -214,7 +216,7 @@ class Runtime:
 
         Raises RagError bad_input for a question or options that cannot be, overloaded when too many queries run.
         """
-        options = checked(options or self.default_options(), question, self.settings)
+        options = checked(options or self.default_options(), question, self.settings.query.max_question_chars)
         clients = variant.clients if variant else self.clients()
 
         def work(job: Job[Answer]) -> Generator[Event, None, Answer]:
@@ -294,7 +296,7 @@ class Runtime:
         with self._lock:
             self.settings = save_edited(self.settings, changes)
             if "llm.model" in changes and self.models.chat is None:
-                self._chat = _remote_chat(self.settings)
+                self._chat = models.remote_chat(self.settings)
         log.info("settings changed on a page: %s", ", ".join(sorted(changes)))
 
     def add_machine(self, entry: Mapping[str, Any]) -> None:
@@ -400,36 +402,12 @@ class Runtime:
         return Status(
             version=VERSION,
             models=self.models.status(live=live),
-            llm=_llm_sentence(self.settings, self._chat),
+            llm=models.llm_sentence(self.settings, self._chat),
             store=self.library.problem,
             warming=self._started and not self._warm.is_set(),
             notices=self._notices(),
             sample_job=self.library.sample_job,
         )
-
-
-def checked(options: Options, question: str, settings: Settings) -> Options:
-    """The options with `keep` at most `candidates`. Raises RagError bad_input that names the wrong value."""
-    problem = None
-    if not question.strip():
-        problem = ("the question is empty", "Type a question.")
-    elif len(question) > settings.query.max_question_chars:
-        limit = f"{settings.query.max_question_chars:,}"
-        problem = (
-            f"the question has {len(question):,} characters; at most {limit} are taken",
-            "Shorten it (query.max_question_chars).",
-        )
-    elif options.hyde not in ("off", "on", "auto"):
-        problem = (f"hyde is {options.hyde!r}", "Choose off, on or auto.")
-    elif options.caches not in ("use", "bypass", "refresh"):
-        problem = (f"caches is {options.caches!r}", "Choose use, bypass or refresh.")
-    elif not 1 <= options.candidates <= 1000:
-        problem = (f"candidates is {options.candidates}", "Choose 1 to 1000.")
-    elif not 1 <= options.keep <= 100:
-        problem = (f"keep is {options.keep}", "Choose 1 to 100.")
-    if problem:
-        raise RagError(problem[0], kind="bad_input", next_step=problem[1])
-    return replace(options, keep=min(options.keep, options.candidates))
 
 
 _current: Runtime | None = None
@@ -471,44 +449,3 @@ def _export_offline(settings: Settings) -> None:
     ):
         if wanted:
             os.environ[name] = "1"
-
-
-def _remote_chat(settings: Settings) -> ChatModel | None:
-    llm = settings.llm
-    if not llm.base_url:
-        return None
-    key = llm.api_key.get_secret_value() if llm.api_key else None
-    return OpenAIChat(llm.base_url, llm.model, key, llm.timeout_seconds, llm.retries)
-
-
-def _store(settings: Settings, url: str | None) -> Store:
-    milvus = settings.milvus
-    mapping = FieldMapping(**milvus.mapping.model_dump()) if milvus.mapping else None
-    return Store(
-        uri=milvus.uri,
-        data_dir=settings.data_dir,
-        collection=milvus.collection,
-        token=milvus.token.get_secret_value() if milvus.token else None,
-        timeout=milvus.timeout_seconds,
-        mapping=mapping,
-        url=url,
-    )
-
-
-def _exporter(settings: Settings) -> Any:
-    endpoint = settings.traces.otlp_endpoint
-    if not endpoint:
-        return None
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-
-    # OTEL_EXPORTER_OTLP_ENDPOINT names the base; the path of traces is ours to add
-    url = endpoint if endpoint.rstrip("/").endswith("/v1/traces") else f"{endpoint.rstrip('/')}/v1/traces"
-    return OTLPSpanExporter(endpoint=url, timeout=10)
-
-
-def _llm_sentence(settings: Settings, chat: ChatModel | None) -> str:
-    if settings.llm.local_model:
-        return f"Answers come from {settings.llm.local_model}, run in this process."
-    if chat is not None and settings.llm.base_url:
-        return f"Answers come from {settings.llm.model or 'the first model'} at {settings.llm.base_url}."
-    return "No language model is configured: answers quote the best sentences. Set VLLM_BASE_URL to have them written."

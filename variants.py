@@ -15,7 +15,6 @@ import models
 from gpu_server.errors import EngineError
 from gpu_server.model_pool import ModelPool
 from latency.lab import Variant
-from rag.chat import OpenAIChat
 from rag.errors import RagError
 from rag.query import Clients
 from settings import Settings
@@ -50,7 +49,9 @@ def variant(settings: Settings, clients: Clients, changes: Mapping[str, Any]) ->
             if far_reranker:
                 stack.callback(far_reranker.server.close)
         if "llm.model" in changes:
-            chat = _other_chat(settings, str(changes["llm.model"]))
+            chat = models.remote_chat(settings, str(changes["llm.model"]))
+            if chat is None:
+                raise RagError("no language model's address is set", kind="bad_input", next_step="Set VLLM_BASE_URL.")
             stack.callback(chat.close)
             clients = replace(clients, chat=chat)
         prompts = {key.removeprefix("llm."): changes[key] for key in ("llm.temperature", "llm.max_tokens") if key in changes}
@@ -103,11 +104,3 @@ def _changed(settings: Settings, kind: str, wanted: Mapping[str, Any]) -> Settin
             "models": settings.models.model_copy(update={name: value for name, value in own.items() if value}),
         }
     )
-
-
-def _other_chat(settings: Settings, model: str) -> OpenAIChat:
-    llm = settings.llm
-    if not llm.base_url:
-        raise RagError("no language model's address is set", kind="bad_input", next_step="Set VLLM_BASE_URL.")
-    key = llm.api_key.get_secret_value() if llm.api_key else None
-    return OpenAIChat(llm.base_url, model, key, llm.timeout_seconds, llm.retries)

@@ -120,7 +120,13 @@ def _replay(parser: argparse.ArgumentParser) -> None:
         help="one more side: what it does differently; `as-stored` for none (side A is the query as stored, or --base)",
     )
     parser.add_argument("--base", default="as-stored", metavar="KEY=VALUE[,…]", help="what side A does differently")
-    parser.add_argument("--times", type=_positive, default=4, metavar="N", help="rounds; an even number is best (default 4)")
+    parser.add_argument(
+        "--times",
+        type=_positive,
+        default=8,
+        metavar="N",
+        help="rounds; an even number is best, and 8 the least for an interval (default 8)",
+    )
     parser.set_defaults(run=_run_replay)
 
 

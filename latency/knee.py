@@ -23,6 +23,7 @@ FLAT = math.log2(1.25)
 OPEN_LOAD = 0.75  # of the capacity, where users do not wait: an M/M/1 queue is three service times long there
 BUSY_RATIO = 0.85
 FEW = 20
+LEAST_SHARE = 0.005
 
 REST = "outside the stages"
 OWN = "waiting in the test's own client"
@@ -167,7 +168,7 @@ def explain(calm: Step, loaded: Step) -> tuple[Growth, ...]:
     rest = added - own - sum(seconds for _, seconds in parts)
     found = [Growth(name, seconds, _queue_growth(calm, loaded, name), seconds / added) for name, seconds in parts]
     found += [Growth(name, seconds, None, seconds / added) for name, seconds in ((OWN, own), (REST, rest)) if seconds > 0]
-    return tuple(sorted((each for each in found if each.seconds > 0), key=lambda each: -each.seconds))
+    return tuple(sorted((each for each in found if each.share >= LEAST_SHARE), key=lambda each: -each.seconds))
 
 
 def _mean(step: Step, kind: str, stage: str) -> float:

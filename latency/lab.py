@@ -31,9 +31,14 @@ class Variant:
 class Lab(Protocol):
     """The process's runtime as measuring sees it."""
 
-    traces: TraceStore
-    readings: ReadingStore
-    jobs: Jobs
+    @property
+    def traces(self) -> TraceStore: ...
+
+    @property
+    def readings(self) -> ReadingStore: ...
+
+    @property
+    def jobs(self) -> Jobs: ...
 
     @property
     def sweep(self) -> Sweep: ...

@@ -54,7 +54,7 @@ class LoadPlan:
             **data,
             "users": list(self.users),
             "options": dict(self.options),
-            "token": "given" if self.token else None,
+            "authenticated": self.token is not None,
             "questions": len(self.questions),
             "first_questions": [question[:200] for question in self.questions[:5]],
         }

@@ -243,7 +243,7 @@ def advise(result: HardwareResult, needs: Needs) -> Advice:
             )
     chosen = min(fitting, key=lambda each: (round(each.eur_month, 2), each.option.p95), default=None)
     even, even_text = _break_even(found, needs)
-    reasons += [_int8(found), _cost_reason(chosen), even_text, *_unknown(found), _rule(needs, chosen)]
+    reasons += [_int8(found), _cost_reason(chosen), even_text, *_unknown(found, needs), _rule(needs, chosen)]
     assumed = sorted({each.assumed for each in found if each.assumed})
     text = _text(chosen, costs, needs)
     kept = tuple(reason for reason in (*reasons, *assumed) if reason)
@@ -298,13 +298,16 @@ def _cost_reason(chosen: Cost | None) -> str:
     if chosen is None:
         return ""
     option = chosen.option
+    clients = "one client" if option.clients == 1 else f"{option.clients} clients at once"
     return (
         f"One {option.name} carries {chosen.capacity_month:,.0f} queries a month at {option.per_second:.3g} a second "
-        f"({option.clients} clients at once); {chosen.eur_per_million:,.0f} EUR per million queries at the load wanted."
+        f"({clients}); {chosen.eur_per_million:,.0f} EUR per million queries at the load wanted."
     )
 
 
-def _unknown(found: Sequence[Option]) -> list[str]:
+def _unknown(found: Sequence[Option], needs: Needs) -> list[str]:
+    if any(each.hardware == "gpu" for each in found):
+        return [f"The speed is that of the GPU that was measured; the price is {needs.gpu.name}'s, which may be another one."]
     if found and all(each.hardware == "cpu" for each in found):
         return [f"No GPU was measured. {REPORT.capitalize()} has 50 to 150 ms for 20 candidates on a T4."]
     return []

@@ -43,7 +43,7 @@ def findings(traces: TraceStore, readings: Readings | None, baseline: Baseline, 
 def cases(traces: TraceStore, readings: Readings | None, ids: list[str]) -> list[Case]:
     """Stored queries with their spans and readings, in the order of `ids`; those that are gone are left out.
 
-    Their passages come without texts, which no finding reads: so an hour is read at once instead of query by query.
+    The texts of passages, which no finding reads, stay in the file: so an hour is read at once instead of query by query.
     """
     bodies: dict[str, bytes] = {}
     spans: dict[str, bytes] = {}
@@ -54,7 +54,8 @@ def cases(traces: TraceStore, readings: Readings | None, ids: list[str]) -> list
             bodies |= dict(db.execute(f"SELECT query_id, body FROM answers WHERE query_id IN ({marks})", some))
             spans |= dict(db.execute(f"SELECT query_id, body FROM spans WHERE query_id IN ({marks})", some))
     seen = readings.get_many(ids) if readings is not None else {}
-    return [Case(to_answer(unpack(bodies[each]), {}), _spans(spans.get(each)), seen.get(each)) for each in ids if each in bodies]
+    known = [each for each in ids if each in bodies]
+    return [Case(to_answer(unpack(bodies[each]), {}), _spans(spans.get(each)), seen.get(each)) for each in known]
 
 
 def _spans(body: bytes | None) -> tuple[SpanRecord, ...]:

@@ -46,12 +46,14 @@ class GpuReader:
         self._names: dict[int, tuple[str, str | None]] = {}
         self.reasons: dict[int, tuple[str, ...]] = {}
         self.problem: str | None = None
+        self._missing: str | None = None
 
     def open(self) -> bool:
         """Have handles of all GPUs; False when there are none. Once opened the driver stays so until `close`."""
         if not self._opened:
-            self.problem = None
+            self._missing = None
             self._asks = {index: self._asking(index, handle) for index, handle in self._handles().items()}
+        self.problem = self._missing  # what failed in an earlier query may be well again
         self._names.clear()  # a pid may be another process by now
         return bool(self._asks)
 
@@ -122,19 +124,19 @@ class GpuReader:
             try:
                 self._library = importlib.import_module("pynvml")
             except ImportError:
-                self.problem = "nvidia-ml-py is not installed"
+                self._missing = "nvidia-ml-py is not installed"
                 return {}
         try:
             self._library.nvmlInit()
             self._opened = True
             number = self._library.nvmlDeviceGetCount()
         except Exception as error:  # NVMLError, or OSError from a broken library
-            self.problem = fault_in(f"Failed to initialize NVML: {error}").text
+            self._missing = fault_in(f"Failed to initialize NVML: {error}").text
             return {}
         handles = {index: _ask(self._library.nvmlDeviceGetHandleByIndex, index) for index in range(number)}
         lost = [str(index) for index, handle in handles.items() if handle is None]
         if lost or not handles:
-            self.problem = f"GPU {', '.join(lost)} does not answer" if lost else "the driver sees no GPU"
+            self._missing = f"GPU {', '.join(lost)} does not answer" if lost else "the driver sees no GPU"
         return {index: handle for index, handle in handles.items() if handle is not None}
 
     def _gpus(self) -> Iterator[tuple[int, Callable[..., Any]]]:

@@ -27,7 +27,7 @@ from rag.types import Answer
 log = logging.getLogger(__name__)
 
 BEFORE_SECONDS = 1.0
-AFTER_SECONDS = 0.75  # the first sample after the end: at twice a second, with some patience
+AFTER_SECONDS = 1.5  # the first sample after the end, of the slower paces too
 BURST_SECONDS = 6.0
 BURST_EVERY_SECONDS = 4.0
 LONELY_SECONDS = 10.0  # how often to look whether anything but this machine is watched by now

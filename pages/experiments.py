@@ -6,12 +6,15 @@ another beside it.
 
 from __future__ import annotations
 
+from typing import Any
+
 import streamlit as st
 
 from jobs import Job
 from latency import experiments
 from latency.cli_parts import parts
 from latency.experiments import Experiment
+from latency.reports import experiment_report
 from rag.errors import RagError
 from rag.types import Problem
 from ui import cards, experiment_forms, experiment_live, experiment_results, experiments_view
@@ -139,18 +142,7 @@ def opened(experiment_id: str) -> None:
 
 def actions(found: Experiment) -> None:
     row = st.container(horizontal=True, gap="small", vertical_alignment="bottom")
-    json_name, csv_name = (experiments_view.file_name(found, ending) for ending in ("json", "csv"))
-    row.download_button("JSON", lambda: experiments_view.to_json(found), json_name, "application/json", on_click="ignore")
-    empty = found.result is None
-    row.download_button(
-        "CSV",
-        lambda: experiments_view.table_csv(found) or b"",
-        csv_name,
-        "text/csv",
-        on_click="ignore",
-        disabled=empty,
-        help="It has no result." if empty else None,
-    )
+    downloads(row, found)
     with row.popover("Rename"):
         name = st.text_input("Name", found.name, key=f"rename-{found.id}", max_chars=200)
         if st.button("Save", key="save-name"):
@@ -174,6 +166,27 @@ def actions(found: Experiment) -> None:
     )
     if (chosen or "") != st.query_params.get("with", ""):
         go(**({"id": found.id, "with": chosen} if chosen else {"id": found.id}))
+
+
+def downloads(row: Any, found: Experiment) -> None:
+    empty = found.result is None
+    files = (
+        ("HTML report", "html", "text/html", lambda: experiment_report(found).html().encode()),
+        ("Markdown", "md", "text/markdown", lambda: experiment_report(found).markdown().encode()),
+        ("JSON", "json", "application/json", lambda: experiments_view.to_json(found)),
+        ("CSV", "csv", "text/csv", lambda: experiments_view.table_csv(found) or b""),
+    )
+    for label, ending, kind, make in files:
+        row.download_button(
+            label,
+            make,
+            experiments_view.file_name(found, ending),
+            kind,
+            on_click="ignore",
+            type="tertiary",
+            disabled=empty and ending == "csv",
+            help="It has no result." if empty and ending == "csv" else None,
+        )
 
 
 @st.dialog("Delete this experiment?")

@@ -145,7 +145,7 @@ def stages(found: Report, view: View) -> None:
 
 def trend(found: Report, view: View) -> None:
     with st.container(border=True, gap="small"):
-        name = latency_charts.title(view.column)
+        name = latency_view.title(view.column)
         card_head(f"{name} over time", "trend", latency_charts.TREND_CSV, latency_charts.trend_rows(found.trend))
         edges = [(bucket.start, bucket.start + found.trend.step) for bucket in found.trend.buckets]
         if not edges:
@@ -167,7 +167,7 @@ def trend(found: Report, view: View) -> None:
 def distribution(found: Report, view: View) -> None:
     told = next(line for line in found.lines if line.stage == view.column).of(view.heat)
     with st.container(border=True, gap="small"):
-        name = latency_charts.title(view.column)
+        name = latency_view.title(view.column)
         rows = [list(each) for each in found.bins]
         card_head(f"{name}: how long", "distribution", latency_charts.DISTRIBUTION_CSV, rows)
         if told is None:
@@ -224,7 +224,7 @@ def outliers(found: Report) -> None:
 def comparison(found: Report, view: View) -> None:
     with st.container(border=True, gap="small"):
         rows = latency_view.group_rows(found.groups, view.option, view.column)
-        title = f"{latency_charts.title(view.column)} by {OPTIONS[view.option].title}"
+        title = f"{latency_view.title(view.column)} by {OPTIONS[view.option].title}"
         card_head(title, "groups", latency_view.GROUP_CSV, rows)
         url = {key: str(value) for key, value in st.query_params.items() if key != "pick"}
         st.html(latency_view.group_table(found.groups, view.option, view.column, found.ids, url))

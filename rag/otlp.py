@@ -342,3 +342,14 @@ def iso_utc(unix_ns: int) -> str:
     """ISO 8601 in UTC with milliseconds and `Z`."""
     moment = datetime.fromtimestamp(unix_ns // 1_000_000_000, UTC)
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{unix_ns // 1_000_000 % 1000:03d}Z"
+
+
+def exporter(endpoint: str | None) -> SpanExporter | None:
+    """What sends spans to a collector; None without an address."""
+    if not endpoint:
+        return None
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+    # OTEL_EXPORTER_OTLP_ENDPOINT names the base; the path of traces is ours to add
+    url = endpoint if endpoint.rstrip("/").endswith("/v1/traces") else f"{endpoint.rstrip('/')}/v1/traces"
+    return OTLPSpanExporter(endpoint=url, timeout=10)

@@ -144,18 +144,18 @@ def _load_plan(api_url: str | None, token: str | None) -> LoadPlan:
     )
     most = row.number_input("Requests a step", 2, MAX_REQUESTS_PER_STEP, 500, key="step-requests", bind="query-params", width=120)
     warm = row.number_input("Warm-up", 0, MAX_WARMUP, 3, key="warmup", width=100, help="Requests before the steps, kept apart.")
-    loop = row.segmented_control(
-        "Users",
-        ("wait", "do not wait"),
-        default="wait",
+    waits = row.segmented_control(
+        "Users wait for answers",
+        ("yes", "no"),
+        default="yes",
         required=True,
-        key="loop",
+        key="wait",
         bind="query-params",
-        help="wait: each asks again when answered (closed loop). do not wait: each asks at random moments, answered or not (open "
-        "loop, Poisson), and latency counts from the moment at which the question was due.",
+        help="yes: each asks again when answered (closed loop). no: each asks at random moments, answered or not (open loop, "
+        "Poisson), and latency counts from the moment at which the question was due.",
     )
     rate = None
-    if loop == "do not wait":
+    if waits == "no":
         rate = row.number_input("Questions a second, each", 0.001, 100.0, 0.2, 0.1, format="%.3f", key="rate", width=160)
     options = _query_options() if api_url is None else {}
     return LoadPlan(

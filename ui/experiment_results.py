@@ -71,7 +71,8 @@ def _hardware(found: Experiment) -> None:
     for component in reversed(COMPONENTS):
         if any(row.cells for row in result.of(component)):
             _matrix(result, component)
-    left_out = hardware_view.skipped_list(result.rows)
+    nowhere = [row for each in COMPONENTS if not any(row.cells for row in result.of(each)) for row in result.of(each)]
+    left_out = hardware_view.skipped_list(nowhere)
     if left_out:
         with st.container(border=True, gap="small"):
             st.html(left_out)
@@ -164,6 +165,7 @@ def _replay(found: Experiment) -> None:
                 st.html(cards.note("ok", escape(told.summary), escape(told.caution)))
             except RagError as error:
                 _problem(error, "Comparing")
+            st.html(f'<a class="rd" href="{experiments_view.compare_url(found.id)}">Compare side A and side B</a>')
     for text in result.get("notes") or ():
         st.html(f'<div class="rd rd-soft">{escape(text)}</div>')
     with st.expander(f"All {plural(len(result.get('runs') or ()), 'run')}"):

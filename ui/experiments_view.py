@@ -50,6 +50,12 @@ def url(experiment_id: str) -> str:
     return f"/experiments?id={quote(experiment_id, safe='')}"
 
 
+def compare_url(experiment_id: str) -> str:
+    """The first two sides of a replay on the page Compare."""
+    sides = (f"{name}={quote(f'experiment:{experiment_id}:{name.upper()}', safe='')}" for name in ("a", "b"))
+    return "/compare?" + "&".join(sides)
+
+
 def kind_words(kind: str) -> str:
     return KINDS.get(kind, kind)
 

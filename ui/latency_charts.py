@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from latency.percentiles import TOTAL, Bin, Change, Summary, Trend
+from latency.percentiles import Bin, Change, Summary, Trend
 from ui.format import seconds
 from ui.style import STAGE_COLOURS
 
@@ -41,7 +41,7 @@ def trend_options(trend: Trend, column: str, start: float, end: float, dark: boo
     most = max((bucket.n for bucket in trend.buckets), default=1)
     return {
         "animation": False,
-        "grid": {**_GRID, "top": 26},
+        "grid": {**_GRID, "top": 42},
         "legend": {"show": True, "top": 0, "right": 0, "itemHeight": 8, "itemWidth": 16, "textStyle": {"fontSize": 11}},
         "tooltip": {"trigger": "axis", "confine": True},
         "xAxis": {"type": "time", "min": start * 1000, "max": end * 1000, "splitLine": {"show": False}},
@@ -149,7 +149,3 @@ DISTRIBUTION_CSV = ("least_seconds", "below_seconds", "warm", "cold")
 
 def trend_rows(trend: Trend) -> list[list[float]]:
     return [[bucket.start, trend.step, bucket.n, bucket.p50, bucket.p95, bucket.longest] for bucket in trend.buckets]
-
-
-def title(column: str) -> str:
-    return "Whole query" if column == TOTAL else "HyDE" if column == "hyde" else column.capitalize()

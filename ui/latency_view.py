@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from latency import percentiles
-from latency.percentiles import DONE, EVERY, PERCENTS, TOTAL, USUAL, Change, Chosen, Group, Heat, Selection, StageLine, Summary
+from latency.percentiles import DONE, EVERY, PERCENTS, TOTAL, Change, Chosen, Group, Heat, Selection, StageLine, Summary
 from latency.recent import Recent
 from latency.stage_options import OPTIONS
 from latency.summary import Outlier, Pick, Report, View
@@ -24,7 +24,7 @@ DEFINITION = (
 )
 NOT_CONTROLLED = "The groups may differ in more than this. To change one thing only, replay a query."
 _OUTCOMES = {DONE: "ended", EVERY: "all", "no_documents": "no documents"}
-_ORIGINS = {USUAL: "all but measured runs", EVERY: "all", "ask": "the page Ask", "measure": "measured runs"}
+_ORIGINS = {EVERY: "all", "ask": "the page Ask", "measure": "measured runs"}
 _GONE = "no query ran it"
 # the heads of the stage table that are percentiles, as they index Summary.rows
 _LINKED = tuple(f"p{each}" for each in PERCENTS)
@@ -42,6 +42,11 @@ def column_words(column: str) -> str:
     return "HyDE" if column == "hyde" else column
 
 
+def title(column: str) -> str:
+    """The column as the first word of a title."""
+    return "Whole query" if column == TOTAL else "HyDE" if column == "hyde" else column.capitalize()
+
+
 # ---------------------------------------------------------------------------------------------------------------- head
 
 
@@ -50,10 +55,10 @@ def sentence(lines: Sequence[StageLine], column: str, heat: Heat) -> str:
     line = next(each for each in lines if each.stage == column)
     told, warm = line.of(heat), "" if heat == "all" else f"{heat} "
     if told is None:
-        return f"No {warm}query matches" if column == TOTAL else f"{column_words(column)}: no {warm}run matches"
+        return f"No {warm}query matches" if column == TOTAL else f"{title(column)}: no {warm}run matches"
     if column != TOTAL:
         share = f"; it took {percent(line.share)} of all time" if heat == "all" else ""
-        return f"{column_words(column)}: p95 was {seconds(told.p95)} over {plural(told.n, f'{warm}run')}{share}"
+        return f"{title(column)}: p95 was {seconds(told.p95)} over {plural(told.n, f'{warm}run')}{share}"
     first = percentiles.leading(tuple(lines))
     took = f"; {column_words(first.stage)} took {percent(first.share)} of all time" if first else ""
     return f"p95 was {seconds(told.p95)} over {plural(told.n, f'{warm}query', f'{warm}queries')}{took}"
@@ -149,12 +154,17 @@ def _linked(value: float, query_id: str | None) -> str:
 
 def _bar(stage: str, share: float | None) -> str:
     """A bar as wide as the stage's part of all time, and the part in words."""
-    width = min(100.0, max(0.0, (share or 0.0) * 100))
     return (
         '<span class="rd-nowrap" style="display:inline-flex;gap:.5rem;align-items:center">'
-        f'<span class="rd-mini rd-wide" style="width:7rem;margin:0"><i style="{colour(stage)};width:{width:.2f}%"></i></span>'
-        f"<span>{percent(share)}</span></span>"
+        f"{_mini(stage, share or 0.0)}<span>{percent(share)}</span></span>"
     )
+
+
+def _mini(name: str, ratio: float) -> str:
+    """A bar in a stage's colour; left out on narrow screens."""
+    width = min(100.0, max(0.0, ratio * 100))
+    inner = f'<i style="{colour(name)};width:{width:.2f}%"></i>'
+    return f'<span class="rd-wide"><span class="rd-mini" style="width:7rem;margin:0">{inner}</span></span>'
 
 
 def _made_of(line: StageLine) -> str:
@@ -218,9 +228,7 @@ def _group_row(
     if told is None:
         why = f"{plural(group.queries, 'query', 'queries')}; {column_words(column)} ran in none of them so"
         return [name, "0", "", *[unknown_html(why)] * 4, ""]
-    stage = column if column != TOTAL else "unknown"
-    width = told.p95 / longest * 100 if longest else 0.0
-    bar = f'<span class="rd-mini rd-wide" style="width:6rem"><i style="{colour(stage)};width:{width:.2f}%"></i></span>'
+    bar = _mini(column, told.p95 / longest if longest else 0.0)
     times = [_linked(value, ids.get(told.rows[at])) for value, at in ((told.p50, 0), (told.p95, 2), (told.longest, 4))]
     return [name, _of(told.n, group.queries), bar, *times, seconds(told.mean), _against(told, first)]
 

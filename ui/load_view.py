@@ -257,7 +257,7 @@ def curve(steps: Sequence[Step], knee: Knee | None, dark: bool) -> dict[str, Any
         throughput["markLine"] = _mark(knee.users)
     return {
         "animation": False,
-        "grid": _GRID,
+        "grid": {**_GRID, "bottom": 18},
         "legend": {"show": True, "top": 0, "left": 0, "itemHeight": 8, "itemWidth": 18, "textStyle": {"fontSize": 11}},
         "tooltip": {"trigger": "axis", "confine": True},
         "xAxis": _users_axis(known),

@@ -7,7 +7,7 @@ waterfall's grid and track, so that what happened in a stage stands below its ba
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 
 from collectors.gpu_facts import SLOWDOWNS
@@ -34,6 +34,7 @@ STYLE = """<style>
 .rd-readings .rd-track > b { position: absolute; top: 0; bottom: 0; cursor: help; }
 .rd-readings .rd-track > b:hover { background: var(--line); }
 .rd-readings .rd-track > s { position: absolute; top: 0; height: 4px; min-width: 3px; background: var(--c); cursor: help; }
+.rd-readings .rd-source { grid-column: 1 / -1; margin-top: .35rem; overflow-wrap: anywhere; }
 .rd-readings .rd-time, .rd-readings .rd-name { font-size: .8125rem; }
 @media (max-width: 640px) { .rd-wf { grid-template-columns: 5.2rem minmax(0, 1fr) 4.6rem; } }
 </style>"""
@@ -78,7 +79,6 @@ class Row:
     own: Series | None = None
     beside: tuple[tuple[str, Series], ...] = ()
     marks: tuple[Fact, ...] = ()
-    main: bool = field(default=True, compare=False)
 
     @property
     def is_flat(self) -> bool:
@@ -92,8 +92,11 @@ def unit_of(metric: str) -> Unit:
 
 
 def value_text(metric: str, value: float | None) -> str:
-    """A value of that metric as people read it; processor time of one process in cores."""
-    return number(value, "cores") if metric == "process.cpu_ratio" else text_of(value, unit_of(metric))
+    """A value of that metric as people read it; processor time of one process in cores, whole counts without decimals."""
+    if metric == "process.cpu_ratio":
+        return number(value, "cores")
+    unit = unit_of(metric)
+    return f"{value:,.0f}" if unit == "count" and value is not None and value == int(value) else text_of(value, unit)
 
 
 # ----------------------------------------------------------------------------------------------------------- which rows
@@ -106,7 +109,7 @@ def rows_of(readings: QueryReadings) -> tuple[list[Row], list[Row]]:
         main += [*_gpu_rows(readings, source), *_host_rows(readings, source), *_engine_rows(readings, source)]
     drawn = {id(each) for row in main for each in (row.series, *(series for _, series in row.beside))}
     rest = [
-        Row(_label(each.source, _short(each.metric)), f"{each.source}: {each.metric}", each, main=False)
+        Row(_short(each.metric), f"{each.source}: {each.metric}", each)
         for each in readings.series
         if id(each) not in drawn and not any(each.metric.endswith(name) for name in _BACKGROUND)
     ]
@@ -128,22 +131,22 @@ def _gpu_rows(readings: QueryReadings, source: str) -> Iterable[Row]:
             continue
         if len(gpus) >= COMPACT_GPUS:
             beside = tuple((word, each) for word, each, _ in known[1:])
-            yield Row(_label(source, f"GPU {gpu}"), f"{title}: {known[0][0]}", known[0][1], known[0][2], None, beside, marks)
+            yield Row(f"GPU {gpu}", f"{title}: {known[0][0]}", known[0][1], known[0][2], None, beside, marks)
             continue
         for index, (word, each, top) in enumerate(known):
-            yield Row(_label(source, f"GPU {gpu} {word}"), f"{title}: {word}", each, top, marks=() if index else marks)
+            yield Row(f"GPU {gpu} {word}", f"{title}: {word}", each, top, marks=() if index else marks)
 
 
 def _host_rows(readings: QueryReadings, source: str) -> Iterable[Row]:
     busy = readings.get(source, "cpu.busy_ratio")
     if busy is not None:
         cores = _highest(readings.get(source, "cpu.cores"))
-        yield Row(_label(source, "CPU"), f"{source}: processors busy", busy, 1.0, _ours(readings, source, cores))
+        yield Row("CPU", f"{source}: processors busy", busy, 1.0, _ours(readings, source, cores))
     for each in readings.series:
         parts = each.metric.split(".")
         if each.source == source and parts[0] == "disk" and parts[-1] == "busy_ratio":
             name = ".".join(parts[1:-1])
-            yield Row(_label(source, f"disk {name}"), f"{source}: disk {name} busy", each, 1.0)
+            yield Row(f"disk {name}", f"{source}: disk {name} busy", each, 1.0)
 
 
 def _ours(readings: QueryReadings, source: str, cores: float | None) -> Series | None:
@@ -159,11 +162,7 @@ def _engine_rows(readings: QueryReadings, source: str) -> Iterable[Row]:
         for each in readings.series:
             if each.source == source and each.metric.startswith("engine.") and each.metric.endswith(f".{metric}"):
                 top = 1.0 if metric.endswith("_ratio") else None
-                yield Row(_label(source, word), f"{source}: {word}", each, top)
-
-
-def _label(source: str, what: str) -> str:
-    return what if source == LOCAL else f"{what} · {source}"
+                yield Row(word, f"{source}: {word}", each, top)
 
 
 def _short(metric: str) -> str:
@@ -193,12 +192,22 @@ def span_of(answer: Answer) -> float:
 def timeline(answer: Answer, rows: Sequence[Row], splits: Sequence[ServerSplit] = ()) -> str:
     """The rows below one another on the waterfall's axis; inside the model server first."""
     span = span_of(answer)
-    drawn = "".join(_split_row(answer, split, span) for split in splits) + "".join(_row(row, span) for row in rows)
+    drawn = _heading("Inside the model server") if splits else ""
+    drawn += "".join(_split_row(answer, split, span) for split in splits)
+    sources = list(dict.fromkeys(row.series.source for row in rows))
+    for source in sources:
+        if splits or sources != [LOCAL]:
+            drawn += _heading("This machine" if source == LOCAL else source)
+        drawn += "".join(_row(row, span) for row in rows if row.series.source == source)
     axis = "".join(f'<span style="left:{tick / span * 100:g}%">{seconds(tick)}</span>' for tick in figures.axis_ticks(span))
     return (
         f'<div class="rd rd-readings"><div class="rd-wf">{drawn}<span></span><div class="rd-axis">{axis}</div>'
         f'<span class="rd-soft rd-small" style="text-align:right">highest</span></div></div>'
     )
+
+
+def _heading(text: str) -> str:
+    return f'<span class="rd-soft rd-small rd-source" dir="auto">{escape(text)}</span>'
 
 
 def _row(row: Row, span: float) -> str:
@@ -316,7 +325,7 @@ def _mark(fact: Fact, span: float) -> str:
 def _split_row(answer: Answer, split: ServerSplit, span: float) -> str:
     """Queue, prefill and decode within the stage. Only their lengths are measured: they are drawn so that they end with it."""
     intervals: list[Interval] = [each for each in answer.timeline if each.stage == split.stage]
-    name = f'<span class="rd-name" title="inside the model server, during {split.stage}">{escape(split.stage)}: server</span>'
+    name = f'<span class="rd-name" title="inside the model server, during {split.stage}">{escape(split.stage)}</span>'
     if not split.known or not intervals:
         return f'{name}<div class="rd-track"></div><span class="rd-time">{unknown_html(split.reason or "not known")}</span>'
     end = max(each.start + each.seconds for each in intervals)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from latency.types import QueryReadings, Series, Use
+from latency.types import LOCAL, Fact, QueryReadings, Series, Use
 from rag.types import STAGES, Answer
 from ui import figures
 from ui.exports import to_csv
@@ -63,14 +63,19 @@ def _known(text: str) -> str:
 
 
 def facts_line(readings: QueryReadings) -> str:
-    """GPUs by name, what held their clocks down, persistence mode where it is off."""
-    parts = [f"{fact.source} {fact.value}" for fact in readings.facts if fact.name.endswith(".name")]
+    """GPUs by name, and where persistence mode is off."""
+    parts = [f"{_gpu(fact)} {fact.value}" for fact in readings.facts if fact.name.endswith(".name")]
     parts += [
-        f"persistence mode is off on {fact.source} GPU {fact.name.split('.')[1]}"
+        f"persistence mode is off on {_gpu(fact)}"
         for fact in readings.facts
         if fact.name.endswith(".persistence_enabled") and fact.value == "false"
     ]
     return " · ".join(dict.fromkeys(parts))
+
+
+def _gpu(fact: Fact) -> str:
+    number = fact.name.split(".")[1]
+    return f"GPU {number}" if fact.source == LOCAL else f"{fact.source} GPU {number}"
 
 
 def readings_csv(readings: QueryReadings) -> bytes:

@@ -12,6 +12,7 @@ from latency.types import Baseline, Case, Finding
 Finder = Callable[[Ledger], Iterator[Draft]]
 _FINDERS: tuple[Finder, ...] = (
     models.loaded,
+    waits.given_up,
     waits.retries,
     waits.own_queue,
     retrieval.not_loaded,
@@ -22,6 +23,7 @@ _FINDERS: tuple[Finder, ...] = (
     retrieval.unflushed,
     generation.long_prompt,
     machines.causes,
+    waits.beside_others,
     generation.rest_of_long_prompt,
     generation.slow_decode,
     generation.slow_first_token,

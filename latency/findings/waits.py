@@ -6,14 +6,16 @@ from collections.abc import Iterator
 
 from latency.findings import advice
 from latency.findings.drafts import WHERE, Draft
-from latency.findings.ledger import LLM, Ledger, Piece
+from latency.findings.ledger import LLM, POOLS, Ledger, Piece
 from latency.findings.words import component, count, doing, named, seconds, sentence, worker
-from latency.types import Evidence, Series
+from latency.types import Confidence, Evidence, Series
 from rag.types import Stage
 
 KV_FULL_RATIO = 0.95
+SOME_QUEUE_SECONDS = 0.01  # a worker that is free takes a text in a fraction of it
 SLACK_SECONDS = 0.3  # how far a reading may lie from an interval that is shorter than the time between readings
-_LATE = ("timeout", "timed out", "time limit", "no answer before")
+_FAILED = " failed, so the "  # how the path words that it goes on without a stage
+_LATE = ("timeout", "timed out", "time limit", "no answer before", "no complete answer")
 
 
 def retries(ledger: Ledger) -> Iterator[Draft]:
@@ -36,6 +38,41 @@ def retries(ledger: Ledger) -> Iterator[Draft]:
                 tuple(_attempts(stage, piece, int(attempts), taken)),
                 advice.after_errors(name, late=_was_late(piece)),
             )
+
+
+def given_up(ledger: Ledger) -> Iterator[Draft]:
+    """A stage that failed in the end, and was waited for in vain: the query went on without it, or ended there."""
+    for name, stage in ledger.stages.items():
+        said = _failure(ledger, stage)
+        if said is None:
+            continue
+        usual = ledger.usual(name)
+        least = 0.0 if usual is None else usual.seconds
+        taken = ledger.take(name, ledger.left(name) - least, *POOLS)
+        piece = ledger.pieces(name)[-1]
+        text = f"{sentence(doing(name))} took {seconds(stage.seconds)} and came to nothing: {said[:300]}"
+        beside = "" if usual is None else f" less the usual {seconds(least)} of one that works"
+        yield Draft(
+            "retries",
+            component(name),
+            name,
+            f"{WHERE} waited in vain for the {worker(name)}",
+            taken,
+            taken,
+            f"All of the time until it was given up{beside}: {seconds(taken)}.",
+            "measured" if usual is None else "derived",
+            (Evidence(text, stage.seconds, "s", piece.span_id or "degraded", piece.start, piece.end),),
+            advice.after_errors(name, late=any(word in said.lower() for word in _LATE)),
+        )
+
+
+def _failure(ledger: Ledger, stage: Stage) -> str | None:
+    """What a stage that came to nothing said; None where it worked, if only in part."""
+    error = ledger.case.answer.error
+    if error is not None and error.stage == stage.stage and ledger.case.answer.outcome == "failed":
+        return error.message
+    worked = any(ledger.units(stage.stage, name) is not None for name in ("candidates", "completion_tokens"))
+    return stage.degraded if stage.degraded and _FAILED in stage.degraded and not worked else None
 
 
 def _attempts(stage: Stage, piece: Piece, attempts: int, waited: float) -> Iterator[Evidence]:
@@ -61,23 +98,41 @@ def own_queue(ledger: Ledger) -> Iterator[Draft]:
             continue
         for piece in ledger.pieces(name):
             taken = piece.take(piece.left("queue"), ("queue",))
-            if taken <= 0:
-                continue
-            ours = stage.where != "http"
-            place = "this process's queue for it" if ours else "its server's queue"
-            text = f"{sentence(doing(name))} waited {seconds(taken)} in {place} ({named(stage)})."
-            yield Draft(
-                "client_queue" if ours else "server_queue",
-                component(name),
-                name,
-                f"{WHERE} waited for the {worker(name)}, which was busy with other work",
-                taken,
-                taken,
-                f"All of the time in the queue: {seconds(taken)}.",
-                "measured",
-                (Evidence(text, taken, "s", piece.span_id or "split.queue", piece.start, piece.end),),
-                advice.OUR_QUEUE if ours else advice.SERVER_QUEUE,
-            )
+            if taken > 0:
+                place = "its server's queue" if stage.where == "http" else "this process's queue for it"
+                text = f"{sentence(doing(name))} waited {seconds(taken)} in {place} ({named(stage)})."
+                yield _busy(stage, piece, taken, f"All of the time in the queue: {seconds(taken)}.", text, "measured")
+
+
+def beside_others(ledger: Ledger) -> Iterator[Draft]:
+    """What a stage that had to queue computed beyond the usual: its texts shared the model's batches with those before it."""
+    for name, stage in ledger.stages.items():
+        queued = stage.split.queue
+        excess = ledger.excess(name)
+        usual = ledger.usual(name)
+        if usual is None or queued < max(SOME_QUEUE_SECONDS, 5 * usual.queue) or name in LLM or stage.cold or not excess:
+            continue
+        taken = sum(ledger.take_excess(name, pool, found) for pool, found in excess.items())
+        text = f"{sentence(doing(name))} then computed {seconds(taken)} longer than usual, in batches with the work of others."
+        yield _busy(
+            stage, ledger.pieces(name)[0], taken, f"Computing beyond the usual beside it: {seconds(taken)}.", text, "derived"
+        )
+
+
+def _busy(stage: Stage, piece: Piece, taken: float, derivation: str, text: str, certain: Confidence) -> Draft:
+    ours = stage.where != "http"
+    return Draft(
+        "client_queue" if ours else "server_queue",
+        component(stage.stage),
+        stage.stage,
+        f"{WHERE} waited for the {worker(stage.stage)}, which was busy with other work",
+        taken,
+        taken,
+        derivation,
+        certain,
+        (Evidence(text, taken, "s", piece.span_id or "split.queue", piece.start, piece.end),),
+        advice.OUR_QUEUE if ours else advice.SERVER_QUEUE,
+    )
 
 
 def llm_queue(ledger: Ledger) -> Iterator[Draft]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
@@ -186,6 +188,9 @@ def test_values_agree_with_the_tools_of_the_system() -> None:
     assert host.memory.available_bytes == pytest.approx(int(free[6]), rel=0.1)
     averages = next(line for line in text.splitlines() if "load average:" in line).rsplit("load average: ", 1)[1]
     assert host.load and host.load.average_15m == pytest.approx(float(averages.split(", ")[2]), abs=0.5)
+    began = LocalShell().run("TZ=UTC uptime --since", 10).stdout.strip()
+    since = datetime.strptime(began, "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC).timestamp()
+    assert host.uptime_seconds == pytest.approx(time.time() - since, abs=30)
     disk = (host.disks or ())[0]
     row = next(line for line in text.splitlines() if line.startswith(disk.name)).split()
     assert disk.read_bytes / 1024 == pytest.approx(float(row[5]), rel=0.05, abs=20_000)

@@ -52,7 +52,12 @@ def test_file_systems_of_a_server() -> None:
 
 
 def test_images_and_read_only_mounts_are_known_as_such() -> None:
-    lines = "/dev/loop0 / squashfs ro,relatime 0 0", "/dev/sdb1 /mnt/media iso9660 ro 0 0", "/dev/sda1 /data ext4 rw 0 0", "x /odd ext4"
+    lines = (
+        "/dev/loop0 / squashfs ro,relatime 0 0",
+        "/dev/sdb1 /mnt/media iso9660 ro 0 0",
+        "/dev/sda1 /data ext4 rw 0 0",
+        "x /odd ext4",
+    )
     space = "/dev/loop0 100 100 0 100% /\n/dev/sda1 100 40 60 40% /data\nx 100 1 99 1% /odd"
     reading = disks.parse("==> mounts <==\n" + "\n".join(lines) + f"\n==> space <==\nFilesystem 1K\n{space}\n==> inodes <==\n")
     found = {item.mount: (item.read_only, item.can_fill) for item in reading.filesystems or ()}
@@ -78,6 +83,23 @@ def test_space_agrees_with_statvfs() -> None:
     assert root.total_bytes == state.f_blocks * state.f_frsize
     assert root.available_bytes == pytest.approx(state.f_bavail * state.f_frsize, rel=0.05)
     assert root.inodes_used == pytest.approx(state.f_files - state.f_ffree, rel=0.1)
+
+
+def test_space_agrees_with_df_read_at_the_same_time() -> None:
+    shell = LocalShell()
+    found = {item.mount: item for item in disks.parse(shell.run(disks.COMMAND, 10).stdout).filesystems or ()}
+    rows = [line.split() for line in shell.run("df -k --output=target,size,used,avail,pcent,iused", 10).stdout.splitlines()[1:]]
+    shown = {row[0]: row[1:] for row in rows if row[0] in found}
+    assert "/" in shown
+    for mount, (size, used, available, percent, inodes) in shown.items():
+        item = found[mount]
+        assert item.total_bytes == int(size) * 1024
+        # others write at the same time
+        assert item.used_bytes == pytest.approx(int(used) * 1024, rel=0.05, abs=2**28), mount
+        assert item.available_bytes == pytest.approx(int(available) * 1024, rel=0.05, abs=2**28), mount
+        assert item.used_ratio is not None and 100 * item.used_ratio == pytest.approx(float(percent.rstrip("%")), abs=3.0)
+        if item.inodes_used is not None:
+            assert item.inodes_used == pytest.approx(int(inodes), rel=0.05, abs=5_000)
 
 
 def test_df_is_asked_for_local_mounts_alone(tmp_path: Path) -> None:

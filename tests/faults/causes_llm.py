@@ -62,7 +62,7 @@ FAULTS = (
     Fault("slow decoding", "decode_slow", paced(per_token=0.022)),
     Fault("503 first, then an answer", "retries", paced(refusals=1, retry_after=1)),
     Fault("prompt of 10,000 tokens", "prompt_too_long", long_prompt, base=lambda bench: bench.long_world),
-    Fault("long answer", "answer_long", long_answer),
+    Fault("long answer", "answer_long", long_answer, only_long=True),
     Fault(
         "HyDE that changes nothing",
         "hyde_cost",

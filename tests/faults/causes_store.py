@@ -103,9 +103,10 @@ FAULTS = (
         "store_not_loaded",
         opened_in_request,
         base=lambda bench: bench.far_world(FAR_SECONDS),
+        only_long=True,
     ),
     Fault("collection released", "store_not_loaded", released, note="its load is made to take 0.45 s"),
-    Fault("collection never flushed", "store_unflushed", unflushed, base=lambda bench: bench.flushed_world),
+    Fault("collection never flushed", "store_unflushed", unflushed, base=lambda bench: bench.flushed_world, repeats=5),
     Fault("500 candidates", "too_many_candidates", many_candidates, note="the reranker is a fake"),
     Fault("busy disk", "disk_saturated", busy_disk, note="seconds added to the search, readings recorded"),
 )

@@ -1,6 +1,7 @@
 """Ask, slow down, ask again: cases of the real path, healthy and with a cause in it, and what is measured between them.
 
-`saving` of an `Experiment` is the median of the paired differences: each slow query less the healthy one asked beside it.
+Healthy and slow queries are asked in turn, so that what else the machine does falls on both. `saving` of an `Experiment` is the
+median of the slow ones less the median of the healthy ones.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from rag.query import Finished, answer
 from tests.faults.readings import EngineWatch
 from tests.faults.world import Bench, World
 
-HEALTHY = 8
+HEALTHY = 10
 REPEATS = 3
 LEAST_COST_SECONDS = 0.3
 TOLERANCE_RATIO = 0.25
@@ -31,7 +32,9 @@ History = Callable[[Bench, World], Sequence[Case]]
 class Fault:
     """One cause. `code` is the finding that is expected first; `base` gives the healthy world that it is put into.
 
-    `history` is what was asked before, where that is not the healthy world; `note` says what of the cause is not real. `least_seconds` it has to cost; `costs_little`: less than what is judged; `only_long`: in the long series alone.
+    `history` is what was asked before, where that is not the healthy world; `note` says what of the cause is not real.
+    It has to cost `least_seconds`, in `repeats` runs at least; `costs_little`: less than what is judged; `only_long`: in the long
+    series alone.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Fault:
     history: History | None = None
     note: str = ""
     least_seconds: float = LEAST_COST_SECONDS
+    repeats: int = 0
     costs_little: bool = False
     only_long: bool = False
 
@@ -50,28 +54,46 @@ class Fault:
 
 @dataclass(frozen=True)
 class Experiment:
-    """What came of a fault. Seconds. `findings` are those of the slow query with the median total."""
+    """What came of a fault. `pairs` are (healthy, slow) cases, `found` the findings of each slow one, `middle` the place of the one
+    whose total is their median."""
 
     name: str
-    healthy: float
-    slow: float
-    saving: float
-    case: Case
-    findings: tuple[Finding, ...]
-    pairs: tuple[tuple[Case, Case], ...] = ()
+    pairs: tuple[tuple[Case, Case], ...]
+    found: tuple[tuple[Finding, ...], ...]
+    middle: int
+
+    @property
+    def healthy(self) -> float:
+        """Median seconds without the cause."""
+        return median(well.answer.total_seconds for well, _ in self.pairs)
+
+    @property
+    def slow(self) -> float:
+        """Median seconds with it."""
+        return median(worse.answer.total_seconds for _, worse in self.pairs)
+
+    @property
+    def saving(self) -> float:
+        return self.slow - self.healthy
 
     @property
     def tolerance(self) -> float:
         return max(TOLERANCE_RATIO * self.saving, TOLERANCE_SECONDS)
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        return self.found[self.middle]
 
     def rank(self, code: str) -> int | None:
         """From 1; None where it was not found."""
         return next((rank for rank, each in enumerate(self.findings, 1) if each.code == code), None)
 
     def said(self, code: str) -> float | None:
-        """The saving that the findings of a code expect, together: one may stand for each stage."""
-        found = [each.saving_seconds or 0.0 for each in self.findings if each.code == code]
-        return sum(found) if found else None
+        """The saving that the findings of a code expect, together (one may stand for each stage): the median over the slow
+        queries; None where it was not found in the middle one."""
+        if self.rank(code) is None:
+            return None
+        return median(sum(each.saving_seconds or 0.0 for each in findings if each.code == code) for findings in self.found)
 
     def told(self) -> str:
         """The findings, a line each, for a test that fails."""
@@ -105,7 +127,7 @@ class Laboratory:
         usual = self.usual(world) if fault.history is None else baselines.build(fault.history(self.bench, world))
         ask(world)
         pairs = []
-        for _ in range(repeats or self.repeats):
+        for _ in range(repeats or max(self.repeats, fault.repeats)):
             with fault.inject(self.bench, world) as slow:
                 worse = ask(slow)
             pairs.append((ask(world), worse))
@@ -113,18 +135,10 @@ class Laboratory:
 
 
 def experiment(name: str, pairs: Sequence[tuple[Case, Case]], usual: Baseline) -> Experiment:
-    """Medians over (healthy, slow) pairs."""
-    slow = sorted((worse for _, worse in pairs), key=lambda case: case.answer.total_seconds)
-    middle = slow[len(slow) // 2]
-    return Experiment(
-        name,
-        healthy=median(well.answer.total_seconds for well, _ in pairs),
-        slow=median(worse.answer.total_seconds for _, worse in pairs),
-        saving=median(worse.answer.total_seconds - well.answer.total_seconds for well, worse in pairs),
-        case=middle,
-        findings=find(middle, usual),
-        pairs=tuple(pairs),
-    )
+    """What is found in (healthy, slow) pairs."""
+    order = sorted(range(len(pairs)), key=lambda place: pairs[place][1].answer.total_seconds)
+    found = tuple(find(worse, usual) for _, worse in pairs)
+    return Experiment(name, tuple(pairs), found, order[len(order) // 2])
 
 
 def ask(world: World) -> Case:

@@ -38,7 +38,7 @@ from tests.gpu_server.serving import on_thread
 CORPUS = Path(__file__).parents[2] / "samples" / "field-guide"
 PASSAGES = 600
 EMBEDDED = 60  # the first passages have real vectors, the rest random ones: they only fill
-LONG_PASSAGES = 40
+LONG_PASSAGES = 20
 LONG_CHARACTERS = 5_200
 UNFLUSHED_ROWS = 2_500
 COLLECTION = "passages"
@@ -230,6 +230,8 @@ class Bench:
     def remote_reranker(self, address: str, timeout: float = 20.0) -> RemoteReranker:
         reranker = RemoteReranker(Endpoint(address, timeout=timeout), dialect="native")
         self._open.callback(reranker.server.close)
+        reranker.server.served(None)  # what stands there is asked once
+        reranker.server.transport.round_trip()
         return reranker
 
     # 4) healthy worlds
@@ -274,8 +276,8 @@ class Bench:
 
     @cached_property
     def slow_writer(self) -> World:
-        """A language model of 56 tokens a second."""
-        llm = self._open.enter_context(FakeVllm(Pace(per_token=0.018)))
+        """A language model of 60 tokens a second."""
+        llm = self._open.enter_context(FakeVllm(Pace(per_token=0.016)))
         return replace(self.local.with_clients(chat=self.new_chat(llm)), llm=llm)
 
     @cached_property

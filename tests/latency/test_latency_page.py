@@ -138,7 +138,7 @@ def test_measured_runs_can_be_counted_too(app: AppTest, filled: runtime.Runtime)
 def test_a_deep_link_gives_the_same_view(app: AppTest, filled: runtime.Runtime) -> None:
     shown = opened(app, range="7 d", stage="rerank", by="Reranker device", only="cuda:0", heat="warm", outcome="answered")
     assert app.selectbox(key="only").value == "cuda:0" and app.segmented_control(key="heat").value == "warm"
-    assert "rerank: p95 was" in shown and "warm runs" in shown and "with another value" in shown
+    assert "Rerank: p95 was" in shown and "warm runs" in shown and "with another value" in shown
     table = StageTables(filled.traces.path).at(filled.traces.revision)
     selection = Selection(outcome="answered", option="rerank_device", value="cuda:0")
     spent = percentiles.timed(table, percentiles.choose(table, selection).rows, "rerank", "warm")[0]

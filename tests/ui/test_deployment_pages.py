@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import time
 from collections.abc import Iterator
@@ -13,10 +15,14 @@ import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 import runtime
+from collectors.history import Point
 from rag.errors import RagError
 from settings import reference
 from tests.ui.deployment_fakes import EVIL, FakeSweep, fake_deployment
+from ui import history_csv
 from ui.cached import kept_points, the_runtime
+from ui.charts import MACHINE
+from ui.trend import RANGES
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 pytestmark = pytest.mark.xdist_group("pages")
@@ -254,6 +260,19 @@ def test_trends_over_another_range(app: AppTest, rt: Any) -> None:
     assert axis["max"] - axis["min"] == 600_000
     open_page(app, "machine", name="new")
     assert "Nothing was kept in this time yet" in html(app)
+
+
+def test_the_series_of_the_charts_as_a_file(rt: Any) -> None:
+    rows = list(csv.DictReader(io.StringIO(history_csv.recorded("h100-1", MACHINE, RANGES["1 h"]).decode("utf-8-sig"))))
+    metrics = {row["metric"] for row in rows}
+    assert {"cpu.busy_ratio", "gpu.0.power_watts", f"disk.{EVIL}.busy_ratio"} <= metrics
+    assert "memory.used_ratio" not in metrics, "what no chart shows"
+    first = rows[0]
+    assert first["source"] == "h100-1" and first["at"].endswith("+00:00") and int(first["samples"]) >= 1
+    assert float(first["low"]) <= float(first["mean"]) <= float(first["high"])
+    assert history_csv.csv("m", ["=cmd|x"], lambda metric: [Point(0.0, 1.0, 1.0, 1.0, 1)]).endswith(
+        b"1970-01-01T00:00:00+00:00,m,'=cmd|x,1.0,1.0,1.0,1\r\n"
+    )
 
 
 def test_a_machine_nobody_knows_leads_to_those_there_are(app: AppTest) -> None:

@@ -74,6 +74,7 @@ def rt(folder: Path) -> Iterator[runtime.Runtime]:
         running = runtime.get()
         running.deployment.start()
         yield running
+        running.wait_warm(60.0)
         runtime.shut_down()
         the_runtime.clear()
         kept_points.clear()

@@ -1,0 +1,219 @@
+"""Compare: two queries or two sets, `?a=` against `?b=` (`latency.selection` says what may stand there)."""
+
+from __future__ import annotations
+
+import json
+from urllib.parse import quote
+
+import streamlit as st
+
+from latency.compare import Comparison, compare
+from latency.reports import Report, comparison_report
+from latency.selection import KEYS, Loaded, load, parse
+from rag.errors import RagError
+from rag.trace_rows import QueryFilter, QueryRow
+from rag.types import Answer
+from ui import cards, compare_view
+from ui.cached import now, the_runtime, zone
+from ui.format import escape
+from ui.links import page
+
+runtime = the_runtime()
+SIDES = ("a", "b")
+MOST_LISTED = 100
+
+
+def show_problem(problem: RagError) -> None:
+    st.html(cards.note("critical", f"<strong>{escape(problem.message)}</strong>", escape(problem.next_step)))
+
+
+def put(side: str, text: str) -> None:
+    st.query_params[side] = text
+
+
+def swap() -> None:
+    a, b = (st.query_params.get(side, "") for side in SIDES)
+    st.query_params.from_dict({side: text for side, text in (("a", b), ("b", a)) if text})
+    for side in SIDES:
+        forget(side)
+
+
+def forget(side: str) -> None:
+    """The widgets of a side show what is in the address again."""
+    for name in ("text", "pick"):
+        st.session_state.pop(f"{name}-{side}", None)
+
+
+def typed(side: str) -> None:
+    text = str(st.session_state[f"text-{side}"]).strip()
+    if text:
+        put(side, text)
+    else:
+        st.query_params.pop(side, None)
+
+
+def chosen(side: str) -> None:
+    row = st.session_state[f"pick-{side}"]
+    if row is not None:
+        put(side, row.id)
+        forget(side)
+
+
+def picker(side: str, rows: list[QueryRow]) -> None:
+    """One side: a query from the list, or ids, a set or an experiment's side as text."""
+    st.html(f'<p class="rd rd-title">{side.upper()}</p>')
+    st.selectbox(
+        "A stored query",
+        rows,
+        index=None,
+        format_func=lambda row: compare_view.option_text(row, zone()),
+        key=f"pick-{side}",
+        on_change=chosen,
+        args=(side,),
+        placeholder="Choose a query",
+    )
+    st.text_input(
+        "Or ids, a set, an experiment's side",
+        value=st.query_params.get(side, ""),
+        key=f"text-{side}",
+        on_change=typed,
+        args=(side,),
+        help="Ids with commas; `experiment:ID:A`; or `set:key=value;key=value` with the keys "
+        + ", ".join(f"{key} ({what})" for key, what in KEYS.items()),
+    )
+
+
+def pickers() -> None:
+    text = st.text_input("Find stored queries", key="find", placeholder="Words in the question, or an id", width=420)
+    rows = runtime.traces.search(QueryFilter(text=(text or "").strip() or None), limit=MOST_LISTED)
+    for column, side in zip(st.columns(2, gap="medium"), SIDES, strict=True):
+        with column:
+            picker(side, rows)
+    latest = runtime.traces.search(limit=2)
+    if len(latest) == 2:
+        older, newer = latest[1].id, latest[0].id
+        st.button("Compare the last two queries", on_click=lambda: st.query_params.from_dict({"a": older, "b": newer}))
+    else:
+        st.html(cards.empty("There is nothing to compare yet.", "Ask at least two questions, or the same one twice."))
+        st.page_link(page("ask"), label="Ask a question")
+
+
+def loaded(side: str) -> Loaded | None:
+    """What stands in the address; None, with the reason on screen, where that is nothing."""
+    try:
+        return load(
+            parse(st.query_params[side]),
+            runtime.traces,
+            getattr(runtime, "readings", None),
+            getattr(runtime, "experiments", None),
+        )
+    except RagError as problem:
+        with st.container(key=f"problem-{side}"):
+            st.html(f'<p class="rd rd-title">Side {side.upper()} cannot be shown</p>')
+            show_problem(problem)
+        return None
+
+
+def head(found: Comparison, sides: tuple[Loaded, Loaded], typical: tuple[Answer, Answer]) -> None:
+    st.html(compare_view.summary_note(found))
+    columns = st.columns(2, gap="medium")
+    for column, name, side, one, answer in zip(columns, "AB", (found.a, found.b), sides, typical, strict=True):
+        with column, st.container(border=True):
+            st.html(compare_view.side_html(name, side, one.label, answer, now(), zone()))
+            if one.missing:
+                st.html(cards.note("warn", f"{one.missing:,} queries of this side are not stored any more."))
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.button("Swap A and B", on_click=swap, type="tertiary")
+        if found.caution:
+            wanted = quote(typical[0].id, safe="")
+            st.html(
+                f'<div class="rd"><a href="/experiments?replay={wanted}">Replay A with one thing changed</a></div>',
+                width="content",
+            )
+        downloads(found, typical, (sides[0].label, sides[1].label))
+
+
+def downloads(found: Comparison, typical: tuple[Answer, Answer], names: tuple[str, str]) -> None:
+    def report() -> Report:
+        return comparison_report(found, typical, names=names, content=bool(st.session_state.get("content", True)))
+
+    files = (
+        ("HTML", "html", "text/html", lambda: report().html().encode()),
+        ("Markdown", "md", "text/markdown", lambda: report().markdown().encode()),
+        ("CSV", "csv", "text/csv", lambda: compare_view.comparison_csv(found)),
+        ("JSON", "json", "application/json", lambda: json.dumps(found.to_json(), ensure_ascii=False, indent=2).encode()),
+    )
+    name = f"compare-{found.a.typical_id[:12]}-{found.b.typical_id[:12]}"
+    for label, ending, mime, make in files:
+        st.download_button(label, make, f"{name}.{ending}", mime, key=f"download-{ending}", on_click="ignore", type="tertiary")
+    st.checkbox(
+        "with content", value=True, key="content", help="Questions and names of documents in the HTML and Markdown report."
+    )
+
+
+def body(found: Comparison, typical: tuple[Answer, Answer]) -> None:
+    with st.container(border=True, gap="small"):
+        st.html('<p class="rd rd-title">Stage by stage, the largest difference first</p>')
+        st.html(compare_view.stages_html(found))
+        st.html(compare_view.how_html(found))
+    with st.container(border=True, gap="small"):
+        title = "Both on one time axis" if found.single else "A typical query of each side on one time axis"
+        st.html(f'<p class="rd rd-title">{title}</p>')
+        st.html(compare_view.waterfalls_html(*typical))
+    left, right = st.columns(2, gap="medium")
+    with left:
+        what_else(found)
+    with right:
+        results(found)
+
+
+def what_else(found: Comparison) -> None:
+    with st.container(border=True, gap="small"):
+        st.html('<p class="rd rd-title">What else differed</p>')
+        st.html(compare_view.others_html(found.others))
+        notable = [state for state in found.machines if state.notable]
+        if notable:
+            st.html(compare_view.machines_html(notable))
+        if found.machines:
+            with st.expander(f"Machines meanwhile ({len(found.machines)} metrics)"):
+                st.html(compare_view.machines_html(found.machines))
+        else:
+            st.html(cards.empty("No readings of machines were kept with these queries."))
+
+
+def results(found: Comparison) -> None:
+    with st.container(border=True, gap="small"):
+        st.html('<p class="rd rd-title">Passages and answers</p>')
+        st.html(compare_view.agreement_html(found.agreement))
+        if found.agreement is not None and found.agreement.ranks:
+            st.html(compare_view.ranks_html(found.agreement))
+    if found.measures:
+        with st.container(border=True, gap="small"):
+            st.html('<p class="rd rd-title">Tokens, first token, work</p>')
+            st.html(compare_view.measures_html(found))
+
+
+def show(sides: tuple[Loaded, Loaded]) -> None:
+    found = compare(sides[0].cases, sides[1].cases)
+    answers = {case.answer.id: case.answer for side in sides for case in side.cases}
+    typical = (answers[found.a.typical_id], answers[found.b.typical_id])
+    head(found, sides, typical)
+    body(found, typical)
+
+
+st.title("Compare")
+st.html(compare_view.STYLE)
+try:
+    both = all(side in st.query_params for side in SIDES)
+    if not both:
+        pickers()
+        st.stop()
+    with st.expander("Choose other sides"):
+        pickers()
+    first, second = loaded("a"), loaded("b")
+    if first is not None and second is not None:
+        show((first, second))
+    else:
+        st.page_link(page("queries"), label="All queries")
+except RagError as problem:
+    show_problem(problem)
