@@ -15,7 +15,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-MODULES = ("bench_path", "bench_traces", "bench_pages", "bench_engine", "bench_server")
+MODULES = (
+    "bench_path",
+    "bench_traces",
+    "bench_pages",
+    "bench_engine",
+    "bench_server",
+    "bench_sampling",
+    "bench_latency",
+    "bench_fleet",
+    "bench_history",
+)
 PACKAGES = (
     "streamlit",
     "pymilvus",

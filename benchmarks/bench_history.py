@@ -2,9 +2,10 @@
 
     python -m benchmarks.bench_history [--machines 50] [--gpus 8] [--days 7]
 
-A week of synthetic machines (a processor of 32 cores, four file systems, units, containers, `--gpus` H100 each) is put into a file
-as the sweep would: the metrics that are kept of real records, in buckets of all four resolutions, the machines of each bucket in
-another order. Only the hourly buckets live longer than a week: their size is extrapolated to 90 days, by rows.
+A week of synthetic machines (32 cores, four file systems, units, containers, `--gpus` H100 each) is put into a file as the sweep
+would: the metrics that are kept of real records, in buckets of all four resolutions, the machines of each in another order,
+each row with its first sample and then grown, which splits pages.
+Only the hourly buckets live longer than a week: their size is extrapolated to 90 days. Values are random: real ones repeat.
 Then every chart of the page Machine is read and drawn for every range, on a file just opened and again.
 """
 
@@ -22,7 +23,7 @@ from typing import Any
 
 from benchmarks.figures import percentile
 from collectors import derived
-from collectors.history import RESOLUTIONS, History, Resolution
+from collectors.history import RESOLUTIONS, History, Resolution, scale_of
 from collectors.readings import (
     Container,
     Containers,
@@ -47,7 +48,8 @@ NOW = 1_795_262_400.0  # divisible by an hour
 DAY = 86_400
 SLOW_SECONDS = 30
 GIB = 2**30
-CHUNK = 50_000
+
+Row = tuple[int, int, int, float, float | None, float | None]
 
 
 def readings(gpus: int) -> tuple[list[str], list[str]]:
@@ -80,49 +82,67 @@ class Fleet:
         self.machines = [f"machine-{index:02}" for index in range(machines)]
         self.series = len(fast) + len(slow)
         self._connection = history._connection
-        self._numbers: list[tuple[list[int], list[int]]] = []
+        self._numbers: list[tuple[list[tuple[int, float]], list[tuple[int, float]]]] = []
         for index, name in enumerate(self.machines):
             start = index * self.series + 1
-            rows = [(start + place, name, metric) for place, metric in enumerate([*fast, *slow])]
-            self._connection.executemany("INSERT INTO series VALUES (?, ?, ?)", rows)
-            self._numbers.append(
-                (list(range(start, start + len(fast))), list(range(start + len(fast), start + self.series)))
-            )
+            rows = [(start + place, name, metric, scale_of(metric)) for place, metric in enumerate([*fast, *slow])]
+            self._connection.executemany("INSERT INTO series VALUES (?, ?, ?, ?)", rows)
+            spreads = [_spread(metric) * scale_of(metric) for metric in [*fast, *slow]]
+            numbered = list(zip(range(start, start + self.series), spreads, strict=True))
+            self._numbers.append((numbered[: len(fast)], numbered[len(fast) :]))
         self._random = random.Random(7)
 
     def fill(self, resolution: Resolution, seconds: int) -> int:
         """Buckets of the last `seconds`; returns how many rows."""
-        rows, step = 0, resolution.seconds
-        buckets = range(int(NOW - seconds) // step * step, int(NOW), step)
-        self._connection.execute("BEGIN")
-        for chunk in _chunks((row for bucket in buckets for row in self._bucket(bucket, step)), CHUNK):
-            self._connection.executemany(f"INSERT INTO {resolution.table} VALUES (?, ?, ?, ?, ?, ?)", chunk)
-            rows += len(chunk)
-        self._connection.execute("COMMIT")
+        rows, step, table = 0, resolution.seconds, resolution.table
+        grow = f"UPDATE {table} SET count = ?, total = ?, low = ?, high = ? WHERE bucket = ? AND series = ?"
+        for bucket in range(int(NOW - seconds) // step * step, int(NOW), step):
+            made = list(self._bucket(bucket, step))
+            rows += len(made)
+            self._connection.execute("BEGIN")
+            first = [(row[0], row[1], float(round(row[3] / row[2]))) for row in made]
+            self._connection.executemany(f"INSERT INTO {table} VALUES (?, ?, 1, ?, NULL, NULL)", first)
+            grown = [(*row[2:], row[0], row[1]) for row in made if row[2] > 1]
+            self._connection.executemany(grow, grown)
+            self._connection.execute("COMMIT")
         return rows
 
-    def _bucket(self, bucket: int, step: int) -> Iterator[tuple[int, int, int, float, float, float]]:
+    def _bucket(self, bucket: int, step: int) -> Iterator[Row]:
         draw = self._random
-        for index in draw.sample(range(len(self._numbers)), len(self._numbers)):
-            fast, slow = self._numbers[index]
-            for number in fast:
-                yield _row(draw, bucket, number, max(1, step // 2))
-            if bucket % SLOW_SECONDS < step:
-                for number in slow:
-                    yield _row(draw, bucket, number, max(1, step // SLOW_SECONDS))
+        order = draw.sample(range(len(self._numbers)), len(self._numbers))
+        for index in order:
+            for number, spread in self._numbers[index][0]:
+                yield _row(draw, bucket, number, spread, max(1, step // 2))
+        for index in order if bucket % SLOW_SECONDS < step else ():  # these come later, between those
+            for number, spread in self._numbers[index][1]:
+                yield _row(draw, bucket, number, spread, max(1, step // SLOW_SECONDS))
 
 
-def _row(draw: random.Random, bucket: int, number: int, count: int) -> tuple[int, int, int, float, float, float]:
-    mean = draw.random()
-    low, high = (mean, mean) if count == 1 else (mean * draw.random(), mean + draw.random())
-    return bucket, number, count, mean * count, low, high
+def _spread(metric: str) -> float:
+    """The highest value of a series: each is anything below it, which compresses worse than what machines do."""
+    return next((highest for ending, highest in HIGHEST if metric.endswith(ending)), 1.0)
 
 
-def _chunks(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:
-    while chunk := [row for _, row in zip(range(size), rows, strict=False)]:
-        yield chunk
+HIGHEST = (
+    ("_ratio", 1.0),
+    ("_bytes_per_second", 1e9),
+    ("_bytes", 80 * GIB),
+    ("_celsius", 90.0),
+    ("_watts", 700.0),
+    ("_mhz", 2000.0),
+    ("_seconds", 0.1),
+    ("average_1m", 64.0),
+    ("per_core_15m", 2.0),
+)
 
 
+def _row(draw: random.Random, bucket: int, number: int, spread: float, count: int) -> Row:
+    """As `History` has it: whole steps, and no extremes of a single sample."""
+    mean = draw.random() * spread
+    if count == 1:
+        return bucket, number, 1, float(round(mean)), None, None
+    low, high = float(round(mean * draw.random())), float(round(mean + (spread - mean) * draw.random()))
+    return bucket, number, count, float(round(mean * count)), low, high
 
 
 def charts(path: Path, machines: Sequence[str], rounds: int) -> dict[str, Any]:
@@ -152,9 +172,7 @@ def _chart(history: History, machine: str, metrics: Sequence[str], chart: Chart,
     started = time.perf_counter()
     window = span.window(NOW - 1)
     found = [metric for metric in metrics if fnmatchcase(metric, chart.pattern)][:MAX_LINES]
-    lines = [
-        trend.Line(metric, trend.thinned(history.read(machine, metric, *window, trend.MAX_POINTS))) for metric in found
-    ]
+    lines = [trend.Line(metric, trend.thinned(history.read(machine, metric, *window, trend.MAX_POINTS))) for metric in found]
     trend.options([line for line in lines if line.points], *window, chart.unit, chart.top)
     return 1000 * (time.perf_counter() - started)
 
@@ -197,8 +215,8 @@ def main(arguments: Iterable[str] | None = None) -> None:
     for gpus in given.gpus:
         with tempfile.TemporaryDirectory() as folder:
             fleets[f"{gpus}_gpus"] = found = measured(Path(folder), given.machines, gpus, given.days)
-        print(f"{given.machines} machines, {gpus} GPUs each: {found['series_per_machine']} series a machine, 90 days "
-              f"{found['extrapolated_90_days_mb']} MB, charts p95 {found['first_p95_ms']} ms, slowest {found['first_slowest_ms']} ms")  # fmt: skip
+        size, charts = f"90 days {found['extrapolated_90_days_mb']} MB", f"charts p95 {found['first_p95_ms']} ms"
+        print(f"{given.machines} machines of {gpus} GPUs, {found['series_per_machine']} series each: {size}, {charts}")
     print(json.dumps({"benchmark": "history", "machines": given.machines, "days": given.days, "fleets": fleets}))
 
 

@@ -181,7 +181,8 @@ def measured(store: TraceStore, readings: ReadingStore, hour: int, rounds: int) 
     result = {
         "first_read_ms": first,
         "first_read_mib": grown,
-        "report_ms": _ms(lambda: summary.report(table, next(pages)), rounds * 3),
+        "stages_ms": _ms(lambda: summary.whole(table, Selection()), rounds),
+        "column_ms": _ms(lambda: summary.focus(table, next(pages)), rounds * 3),
         "slowest_ms": _ms(lambda: tables.rows(table.ids[summary.listed(table, views[0])[:10]].tolist()), rounds),
         "what_if_ms": _ms(lambda: what_if.predict(table, rows, scenario), rounds),
     }
@@ -218,7 +219,12 @@ def page_reruns(data: Path, rounds: int) -> dict[str, float]:
         raise RuntimeError(f"the page failed: {app.exception[0].message}")
     again = _ms(app.run, rounds)
     runtime.shut_down()
-    return {"page_first_ms": first, "page_rerun_ms": median(spent), "page_rerun_longest_ms": max(spent), "page_same_ms": again}
+    return {
+        "page_first_ms": first,
+        "page_rerun_ms": round(median(spent), 1),
+        "page_rerun_longest_ms": max(spent),
+        "page_same_ms": again,
+    }
 
 
 _FRAME = """

@@ -2,7 +2,9 @@
 
 Every sample goes into the bucket of each resolution at once, as count, sum, lowest and highest, so that nothing has to be rolled
 up later and a restart loses nothing that was committed. Rows lie by time, not by series: the samples of one sweep share a few
-pages, and reading one series is one seek a bucket. Knows nothing of machines: a series is a source and the name of a metric.
+pages, and reading one series is one seek a bucket. Values are kept as whole numbers of a step that no chart could show (0.01 %,
+64 KiB, 10 µs; `SCALES`): SQLite writes those in a third of the bytes of a float.
+Knows nothing of machines: a series is a source and the name of a metric.
 A disk that is full or a file that is locked costs samples, never the sweep: they are counted and `health` says why.
 """
 
@@ -15,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +42,26 @@ RESOLUTIONS = (
     Resolution("ten_minutes", 600, 7 * 86_400),
     Resolution("hour", 3600, 90 * 86_400),
 )
+
+
+# How many steps there are to one, by the ending of a metric's name; the first that fits counts. Others are kept as they are.
+SCALES: tuple[tuple[str, float], ...] = (
+    ("_ratio", 1e4),
+    ("_bytes_per_second", 1 / 16),
+    ("_per_second", 1e2),
+    ("_bytes", 1 / 65_536),
+    ("_seconds", 1e5),
+    ("_celsius", 10.0),
+    ("_watts", 10.0),
+    ("_mhz", 1.0),
+    ("_1m", 1e2),
+    ("_15m", 1e3),
+)
+
+
+def scale_of(metric: str) -> float:
+    """Steps to one of a new series; 1.0 keeps values that are whole and those that are not."""
+    return next((scale for ending, scale in SCALES if metric.endswith(ending)), 1.0)
 
 
 class Sample(NamedTuple):
@@ -79,10 +102,9 @@ class History:
         self._closed = False
         path.parent.mkdir(parents=True, exist_ok=True)
         self._connection = _open(path)
-        self._ids: dict[tuple[str, str], int] = {
-            (source, metric): number
-            for number, source, metric in self._connection.execute("SELECT id, source, metric FROM series")
-        }
+        rows = self._connection.execute("SELECT id, source, metric, scale FROM series").fetchall()
+        self._ids: dict[tuple[str, str], int] = {(source, metric): number for number, source, metric, _ in rows}
+        self._scales: dict[int, float] = {number: scale for number, _, _, scale in rows}
         self._health = HistoryHealth(len(self._ids), None)
         self._pruned = 0.0
 
@@ -109,14 +131,17 @@ class History:
         for sample in samples:
             for metric, value in sample.metrics.items():
                 number = self._series(connection, sample.source, metric)
-                if number is not None and value == value:  # NaN is no number to average
-                    yield number, sample.at, value
+                if number is not None and isfinite(value):  # NaN is no number to average
+                    scale = self._scales[number]
+                    yield number, sample.at, value if scale == 1.0 else float(round(value * scale))
 
     def _series(self, connection: sqlite3.Connection, source: str, metric: str) -> int | None:
         number = self._ids.get((source, metric))
         if number is None and len(self._ids) < MAX_SERIES:
-            cursor = connection.execute("INSERT INTO series (source, metric) VALUES (?, ?)", (source, metric))
+            scale = scale_of(metric)
+            cursor = connection.execute("INSERT INTO series (source, metric, scale) VALUES (?, ?, ?)", (source, metric, scale))
             number = self._ids[source, metric] = int(cursor.lastrowid or 0)
+            self._scales[number] = scale
         return number
 
     def _prune(self, connection: sqlite3.Connection) -> None:
@@ -166,7 +191,10 @@ class History:
             step = resolution.seconds
             first = max(int(start // step) * step, int(end // step) * step - MAX_POINTS * step)
             rows = self._connection.execute(_READ[resolution.table], (first, step, int(end), number)).fetchall()
-        return [Point(bucket, total / count, low, high, count) for bucket, count, total, low, high in rows]
+            scale = self._scales[number]
+        return [
+            Point(bucket, total / count / scale, low / scale, high / scale, count) for bucket, count, total, low, high in rows
+        ]
 
     def resolution(self, start: float, end: float, points: int = 300) -> Resolution:
         """Which resolution `read` takes for a span."""
@@ -198,27 +226,31 @@ class History:
 
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS series (id INTEGER PRIMARY KEY, source TEXT NOT NULL, metric TEXT NOT NULL, UNIQUE (source, metric));
+CREATE TABLE IF NOT EXISTS series (id INTEGER PRIMARY KEY, source TEXT NOT NULL, metric TEXT NOT NULL,
+ scale REAL NOT NULL DEFAULT 1, UNIQUE (source, metric));
 """ + "".join(
     f"CREATE TABLE IF NOT EXISTS {item.table} (bucket INTEGER, series INTEGER, count INTEGER, total REAL, low REAL, high REAL,"
     " PRIMARY KEY (bucket, series)) WITHOUT ROWID;\n"
     for item in RESOLUTIONS
 )
+# `low` and `high` are NULL where there is one sample, which `total` is
 _UPSERT = {
-    item.table: f"INSERT INTO {item.table} VALUES (?, ?, 1, ?, ?, ?) ON CONFLICT (bucket, series) DO UPDATE SET"
-    " count = count + 1, total = total + excluded.total, low = min(low, excluded.low), high = max(high, excluded.high)"
+    item.table: f"INSERT INTO {item.table} VALUES (?, ?, 1, ?, NULL, NULL) ON CONFLICT (bucket, series) DO UPDATE SET"
+    " count = count + 1, total = total + excluded.total, low = min(coalesce(low, total), excluded.total),"
+    " high = max(coalesce(high, total), excluded.total)"
     for item in RESOLUTIONS
 }
 _READ = {
     item.table: "WITH RECURSIVE wanted(bucket) AS (SELECT ?1 UNION ALL SELECT bucket + ?2 FROM wanted WHERE bucket + ?2 <= ?3) "
-    f"SELECT b.bucket, b.count, b.total, b.low, b.high FROM wanted CROSS JOIN {item.table} AS b "
+    "SELECT b.bucket, b.count, b.total, coalesce(b.low, b.total), coalesce(b.high, b.total) "
+    f"FROM wanted CROSS JOIN {item.table} AS b "
     "ON b.bucket = wanted.bucket AND b.series = ?4 ORDER BY b.bucket"
     for item in RESOLUTIONS
 }
 
 
-def _bucketed(rows: Iterable[tuple[int, float, float]], seconds: int) -> Iterable[tuple[int, int, float, float, float]]:
-    return ((int(at // seconds) * seconds, number, value, value, value) for number, at, value in rows)
+def _bucketed(rows: Iterable[tuple[int, float, float]], seconds: int) -> Iterable[tuple[int, int, float]]:
+    return ((int(at // seconds) * seconds, number, value) for number, at, value in rows)
 
 
 def _open(path: Path) -> sqlite3.Connection:
@@ -240,6 +272,8 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA journal_size_limit = 16000000")
         connection.executescript(_SCHEMA)
+        if "scale" not in {row[1] for row in connection.execute("PRAGMA table_info(series)")}:  # a file of an older version
+            connection.execute("ALTER TABLE series ADD COLUMN scale REAL NOT NULL DEFAULT 1")
     except sqlite3.Error:
         connection.close()
         raise

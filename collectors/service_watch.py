@@ -22,6 +22,7 @@ LIVENESS_SECONDS = 10.0
 FUNCTIONAL_SECONDS = 60.0
 ENGINE_SECONDS = 10.0
 NO_ENGINE_SECONDS = 300.0
+ENGINE_BURST_SECONDS = 1.0  # a page of metrics takes some milliseconds to read: not oftener beside a query
 ENGINE_KINDS: frozenset[ServiceKind] = frozenset({"gpu_server", "openai-chat", "openai-embeddings", "rerank", "whisper", "ocr"})
 
 
@@ -51,6 +52,7 @@ class ServiceWatch:
         self._numbers: dict[str, Numbers] = {}
         self._engine: Memory[Engine] = Memory()
         self._sample: tuple[EngineSample, float] | None = None
+        self._burst_until = 0.0
         self._closed = False
         task, name = around.scheduler.task, watched.name
         self._liveness: Task = task(f"liveness of {name}", self._probe_liveness)
@@ -63,6 +65,14 @@ class ServiceWatch:
         self._liveness.soon()
         if self._service.kind in ENGINE_KINDS:
             self._metrics.soon()
+
+    def burst(self, until: float) -> None:
+        """Read the engine oftener until then (monotonic), where there is one that answers."""
+        with self._lock:
+            well = self._engine.value is not None and self._engine.problem is None
+        if well and self._burst_until < self._around.monotonic():
+            self._metrics.soon()
+        self._burst_until = max(self._burst_until, until)
 
     def close(self) -> None:
         """Ask no more; a probe under way ends at its time limit, and what it finds is dropped."""
@@ -161,4 +171,4 @@ class ServiceWatch:
                 return ENGINE_SECONDS
         self._around.report(Observation(self.watched.name, self._service.kind, at, found.metrics))
         self._around.changed()
-        return ENGINE_SECONDS
+        return ENGINE_BURST_SECONDS if now < self._burst_until else ENGINE_SECONDS

@@ -178,10 +178,13 @@ class Sweep:
     # 3) on demand
 
     def burst(self, seconds: float) -> None:
-        """Read hosts and GPUs of remote machines twice a second for so long: a query runs."""
+        """Read hosts and GPUs of remote machines twice a second, and model servers' metrics once, for so long: a query runs."""
         until = self._monotonic() + min(seconds, MAX_BURST_SECONDS)
-        for watch in self._watches.machines.values():
-            watch.burst(until)
+        watches = self._watches
+        for machine in watches.machines.values():
+            machine.burst(until)
+        for service in watches.services.values():
+            service.burst(until)
 
     def retry(self, name: str) -> None:
         """Try a machine, service or source again now, also after a refused login. Raises KeyError for an unknown name."""

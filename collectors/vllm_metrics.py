@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeVar
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -49,6 +49,8 @@ HISTOGRAMS: Mapping[str, tuple[str, ...]] = {
     "decode": ("vllm:request_decode_time_seconds",),
     "compute": ("vllm:request_inference_time_seconds", "te_request_inference_duration"),
 }
+# Of these histograms the sums are given too: what one request took can be told from them when it ran alone.
+SUMS = ("queue", "prefill", "decode")
 PREFIXES = ("vllm:", "te_", "ragdeck_")
 
 
@@ -71,6 +73,7 @@ class EngineSample:
     gauges: Mapping[str, float] = field(default_factory=dict)
     counters: Mapping[str, float] = field(default_factory=dict)
     histograms: Mapping[str, Histogram] = field(default_factory=dict)
+    sums: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def known(self) -> bool:
@@ -84,7 +87,7 @@ class Engine(Record):
 
     Quantiles are estimates from histogram buckets and None where nothing was observed in between. `waiting` is the queue.
     `kv_cache_used_ratio` is the fullest engine's. `restarted`: counters went back, so that the span is only since the restart.
-    `name` tells several on one machine apart.
+    `name` tells several on one machine apart. `_total` counts since the engine's start.
     """
 
     kind: ClassVar[str] = "engine"
@@ -121,6 +124,10 @@ class Engine(Record):
     compute_p95_seconds: float | None = None
     restarted: bool | None = None
     name: str | None = None
+    requests_total: float | None = None
+    queue_seconds_total: float | None = None
+    prefill_seconds_total: float | None = None
+    decode_seconds_total: float | None = None
 
 
 QUANTILES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
@@ -158,6 +165,7 @@ def sample_of(rows: Iterable[Row]) -> EngineSample:
         gauges=_first(GAUGES, totals) | _first(SHARES, highest),
         counters=_first(COUNTERS, totals),
         histograms={ours: _histogram(found) for ours, found in _first(HISTOGRAMS, buckets).items()},
+        sums=_first({ours: tuple(f"{name}_sum" for name in HISTOGRAMS[ours]) for ours in SUMS}, totals),
     )
 
 
@@ -181,10 +189,13 @@ def difference(previous: EngineSample, current: EngineSample) -> tuple[EngineSam
 
 def engine(current: EngineSample, previous: EngineSample | None = None, seconds: float | None = None) -> Engine:
     """The reading of `current`; rates and quantiles over the `seconds` since `previous`, None without it."""
+    totals: dict[str, Any] = {f"{name}_seconds_total": value for name, value in current.sums.items()}
+    if "requests" in current.counters:
+        totals["requests_total"] = current.counters["requests"]
     if previous is None or not seconds or seconds <= 0:
-        return _engine(current, None, None, current.gauges)
+        return _engine(current, None, None, {**current.gauges, **totals})
     grown, restarted = difference(previous, current)
-    return engine_of(grown, seconds, restarted)
+    return replace(engine_of(grown, seconds, restarted), **totals)
 
 
 def engine_of(grown: EngineSample, seconds: float, restarted: bool | None = None) -> Engine:

@@ -27,7 +27,7 @@ from rag.types import Answer, Stage
 Floats = NDArray[np.float64]
 DROPPED_RATIO = 0.4  # of a stage's rows at most
 SPREADS = 5.0  # median absolute deviations from what the work load explains: beyond, something was wrong
-LEAST_SPREAD_RATIO = 0.02  # of the median: rows that agree more closely than clocks do are not told apart
+LEAST_SPREAD_RATIO = 0.05  # of the median: rows that agree more closely than clocks do are not told apart
 VARIED_RATIO = 1.3  # between the 90th and the 10th percentile of the work load: below, no slope can be seen
 RANKS_FROM = 40  # answers whose passages are read by `from_store`
 PREFILL = "generate.prefill"  # the key's stage for the time to the first token
@@ -84,7 +84,7 @@ def from_store(traces: TraceStore, *, before: float | None = None, limit: int = 
         found = db.execute(_QUERIES, (before, before, limit)).fetchall()
         by_id = {row[0]: row for row in found}
         marks = ",".join("?" * len(by_id))
-        stages = db.execute(f"{_STAGES} WHERE query_id IN ({marks}) AND skipped IS NULL", list(by_id)).fetchall()
+        stages = db.execute(f"{_STAGES} WHERE query_id IN ({marks}) AND skipped IS NULL AND seconds > 0", list(by_id)).fetchall()
     rows = [row for values in stages for row in _rows_of_columns(values, by_id[values[0]])]
     queries = [_Query(question, None if changed is None else bool(changed)) for _, question, _, _, _, changed, _ in found]
     reranked = [row[0] for row in found if row[6] is not None][:RANKS_FROM]
@@ -102,7 +102,8 @@ _STAGES = "SELECT query_id, stage, model, place, device, seconds, compute, units
 def _baseline(rows: Iterable[_Row], queries: Sequence[_Query], ranks: Sequence[int]) -> Baseline:
     by_key: dict[Key, list[_Row]] = {}
     for row in rows:
-        by_key.setdefault(row.key, []).append(row)
+        if row.compute > 0 or row.key.stage not in ("embed", "rerank"):  # else a cache answered, or nobody did
+            by_key.setdefault(row.key, []).append(row)
     known = [query.hyde_changed for query in queries if query.hyde_changed is not None]
     return Baseline(
         usual={key: _usual(group) for key, group in by_key.items()},

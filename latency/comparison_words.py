@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 TOLD_SHARE = 0.25  # of the difference, to be named beside the largest contribution
 PART_SHARE = 0.6  # of a stage's change, to be named as its cause
+LEAST_SHOWN = 5e-7  # seconds: what is left of sums of floating point numbers is no difference
 PARTS = {
     "load": "loading the model",
     "queue": "waiting in the queue",
@@ -61,7 +62,12 @@ def interval_text(found: Comparison) -> str:
 
 def signed(value: float) -> str:
     """`+120 ms`, `−3.10 s`."""
-    return f"{'−' if value < 0 else '+'}{seconds(abs(value))}" if value else seconds(0.0)
+    return f"{'−' if value < 0 else '+'}{seconds(abs(value))}" if abs(value) >= LEAST_SHOWN else seconds(0.0)
+
+
+def share_text(share: float) -> str:
+    """`61 %`, `−7 %`."""
+    return f"{'−' if share <= -0.005 else ''}{percent(abs(share))}" if abs(share) > 1e-9 else percent(0.0)
 
 
 def _where(found: Comparison) -> str:

@@ -128,7 +128,7 @@ def _stages(case: Case, models: dict[str, Any]) -> Iterator[tuple[str, str, str]
                 yield "stage", f"{name} {fact.replace('_', ' ')}", _said(_together(known))
 
 
-_WORDS = {"models": "model", "device": "device", "place": "in-process or http"}
+_WORDS = {"models": "model", "device": "device", "place": "place"}
 # Facts of a stage's spans that are the same for every query of a kind; those that vary with the question are measures
 _FACTS = ("cached", "loaded", "attempts")
 

@@ -119,7 +119,6 @@ class ModelClient:
         self._place, self._model, self._size = place, model, size
         self._texts = [texts[index % len(texts)] for index in range(size)]
         self._number = itertools.count(1)
-        self.last: Timing | None = None
 
     def ask(self, question: str, stop: threading.Event) -> Told:
         if stop.is_set():
@@ -130,7 +129,6 @@ class ModelClient:
             return Told(error=problem.kind, message=problem.message)
         except TimeoutError as problem:
             return Told(error="timeout", message=str(problem))
-        self.last = timing
         return Told({"compute": timing.tokenize + timing.compute}, {"compute": timing.queue}, cold=timing.cold)
 
     def _call(self, question: str) -> Timing:
@@ -207,9 +205,12 @@ class _Comparison:
         row = Row(place)
         with ExitStack() as stack:
             try:
+                if time.monotonic() > self._end:
+                    raise NotHere(self._over())
+                began = time.monotonic()
                 variant = stack.enter_context(self.lab.variant(place.changes()))
                 model = _model(place, variant.clients.embedder, variant.clients.reranker)
-                row = self._warmed(row, model)
+                row = self._warmed(row, model, began)
             except (RagError, EngineError, NotHere) as problem:
                 return replace(row, skipped=getattr(problem, "message", None) or str(problem))
             cells: list[Cell] = []
@@ -222,22 +223,20 @@ class _Comparison:
                     yield {"type": "cell", "place": place._asdict(), **_told(cell)}
         return replace(row, cells=tuple(cells))
 
-    def _warmed(self, row: Row, model: Embedder | Reranker) -> Row:
-        """Two calls: the first loads and runs for the first time. Raises RagError, NotHere."""
-        if time.monotonic() > self._end:
-            raise NotHere(self._over())
+    def _warmed(self, row: Row, model: Embedder | Reranker, began: float) -> Row:
+        """Two calls, of which none counts. Raises RagError, NotHere for a model that fails or is not what was asked for."""
         client = ModelClient(row.place, model, self.texts, self.plan.sizes(row.place.component)[0])
-        began = time.monotonic()
-        told = client.ask(QUESTION, self.job.cancelled)
-        first = time.monotonic() - began
-        if told.error is not None or client.last is None:
-            raise NotHere(told.message or told.error or "the model did not answer")
-        info, load = model.info, client.last.load
+        for _ in range(2):
+            told = client.ask(QUESTION, self.job.cancelled)
+            if told.error is not None:
+                raise NotHere("stopped" if told.error == "cancelled" else told.message or told.error)
+        info = model.info
         if reason := unfit(row.place, info):
             raise NotHere(reason)
-        client.ask(QUESTION, self.job.cancelled)
-        about = {"model": info.name, "device": info.device, "precision": info.precision, "address": info.address}
-        return replace(row, **about, load_seconds=load or None, first_seconds=first)  # type: ignore[arg-type]
+        load = time.monotonic() - began if row.place.where != HTTP else None
+        return replace(
+            row, model=info.name, device=info.device, precision=info.precision, address=info.address, load_seconds=load
+        )
 
     def _over(self) -> str:
         self.stopped = f"the comparison's time limit of {self.plan.seconds:g} s passed"

@@ -83,8 +83,8 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A place and its cells. `model`, `device` and `precision` are what the model says of itself; `load_seconds` what the first
-    call waited for weights, `first_seconds` the whole of it. `skipped` is why nothing was measured there."""
+    """A place and its cells. `model`, `device` and `precision` are what the model says of itself; `load_seconds` is what
+    building, loading and warming it here took, None for a server. `skipped` is why nothing was measured there."""
 
     place: Place
     cells: tuple[Cell, ...] = ()
@@ -93,7 +93,6 @@ class Row:
     precision: str | None = None
     address: str | None = None
     load_seconds: float | None = None
-    first_seconds: float | None = None
     skipped: str | None = None
 
     def cell(self, size: int, clients: int) -> Cell | None:
@@ -103,7 +102,7 @@ class Row:
         return tuple(each for each in self.cells if each.size == size and each.step is not None and each.step.answered)
 
     def to_json(self) -> dict[str, Any]:
-        names = ("model", "device", "precision", "address", "load_seconds", "first_seconds", "skipped")
+        names = ("model", "device", "precision", "address", "load_seconds", "skipped")
         data: dict[str, Any] = {name: getattr(self, name) for name in names}
         return {"place": self.place._asdict(), "cells": [cell.to_json() for cell in self.cells], **data}
 

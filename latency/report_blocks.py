@@ -152,7 +152,7 @@ def plain_markdown(text: object, most: int = MOST_CELL_CHARACTERS) -> str:
     line = _MEANT.sub(r"\\\1", one_line(text, most))
     line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     line = line.replace("://", ":\\//").replace("www.", "www\\.")
-    return re.sub(r"^([-+=]|\d+[.)])", lambda mark: f"{mark[0][:-1]}\\{mark[0][-1]}", line)
+    return re.sub(r"^([-+=]|\d+[.)])(?=[\s=-]|$)", lambda mark: f"{mark[0][:-1]}\\{mark[0][-1]}", line)
 
 
 def fenced(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from latency.compare import Comparison, Row, Side
-from latency.comparison_words import interval_text, signed
+from latency.comparison_words import interval_text, share_text, signed
 from latency.differences import Measure
 from latency.findings.words import figure, percent, seconds
 from latency.report_blocks import Block, Heading, Report, Table, Text
@@ -36,7 +36,7 @@ def comparison_report(
 
 
 def _sides(found: Comparison, names: tuple[str, str]) -> Table:
-    rows = [("", "A", "B"), ("is", *names)]
+    rows = [("", "A", "B"), *([("is", *names)] if names != ("A", "B") else [])]
     for label, told in _SIDE_ROWS:
         rows.append((label, told(found.a), told(found.b)))
     if found.single:
@@ -61,8 +61,9 @@ def _times(side: Side) -> str:
 
 def _comparison_table(found: Comparison) -> Table:
     rows = [row for stage in (found.total, *found.stages) for row in _comparison_rows(stage)]
-    heads = ("Stage", "A", "B", "Difference", "Contributes", "Share", "99 % interval", "B is", "n A, B", "Cold A, B")
-    return Table(heads, tuple(rows), frozenset(range(1, 7)))
+    heads = ("Stage", "A", "B", "Difference", "Share", "Contributes", "99 % interval", "B is", "Ran A, B", "Cold A, B")
+    shown = 5 if found.single else len(heads)
+    return Table(heads[:shown], tuple(row[:shown] for row in rows), frozenset(range(1, 7)))
 
 
 def _comparison_rows(row: Row, indent: str = "") -> Iterator[tuple[str, ...]]:
@@ -72,8 +73,8 @@ def _comparison_rows(row: Row, indent: str = "") -> Iterator[tuple[str, ...]]:
         seconds(row.a_seconds),
         seconds(row.b_seconds),
         signed(row.difference_seconds),
+        UNKNOWN if row.share is None else share_text(row.share),
         signed(row.contribution_seconds),
-        UNKNOWN if row.share is None else percent(row.share),
         f"{signed(interval.low)} to {signed(interval.high)}" if interval else UNKNOWN,
         row.verdict.word,
         f"{row.a_ran:,}, {row.b_ran:,}",
@@ -138,7 +139,9 @@ def measured(measure: Measure, value: float | None) -> str:
     """A measure's value with its unit."""
     if value is None:
         return UNKNOWN
-    return seconds(value) if measure.unit == "s" else f"{figure(value)} {measure.unit}"
+    if measure.unit == "s":
+        return seconds(value)
+    return f"{value:,.0f} {measure.unit}" if value == int(value) else f"{figure(value)} {measure.unit}"
 
 
 def _agreement(found: Comparison, content: bool) -> Iterator[Block]:

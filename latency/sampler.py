@@ -70,6 +70,7 @@ class _Pace:
         self.every, self.run = every, run
         self.due = 0.0
         self.cost = 0.0
+        self.failed = False
 
     def done(self, started: float, finished: float, cost: float) -> None:
         self.cost = cost
@@ -185,8 +186,10 @@ class Sampler:
             used = self._thread_seconds()
             try:
                 pace.run(started)
-            except Exception:  # a defect of ours: the other paces go on
-                log.exception("the sampler could not %s", pace.run.__name__)
+            except Exception:  # a defect of ours: the other paces go on, and it is told once
+                if not pace.failed:
+                    log.exception("the sampler failed at %s", getattr(pace.run, "__name__", pace.run))
+                pace.failed = True
             cost = self._thread_seconds() - used
             self.cpu_seconds += cost
             pace.done(started, self.monotonic(), cost)
@@ -211,7 +214,7 @@ class Sampler:
         self._others_busy = False
         for pace in self._paces:
             pace.due = now
-        if not self._gpus_open and (self._gpus_tried is None or now - self._gpus_tried >= GPU_RETRY_SECONDS):
+        if self._gpus_open or self._gpus_tried is None or now - self._gpus_tried >= GPU_RETRY_SECONDS:
             self._gpus_tried = now
             self._gpus_open = self._gpus.open()
 

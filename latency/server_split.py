@@ -53,8 +53,9 @@ class ServerSplit(NamedTuple):
 
 
 def server_splits(case: Case) -> tuple[ServerSplit, ...]:
-    """One for each stage that asked a language model."""
-    return tuple(server_split(case, stage) for stage in STAGES if case.stage(stage) is not None and case.intervals(stage))
+    """One for each stage that asked a language model over HTTP, and for others whose split is known all the same."""
+    found = (server_split(case, stage) for stage in STAGES)
+    return tuple(each for each in found if each.known or ((stage := case.stage(each.stage)) and stage.where == "http"))
 
 
 def server_split(case: Case, stage: str = "generate") -> ServerSplit:

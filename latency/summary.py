@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from latency import percentiles
-from latency.percentiles import TOTAL, Bin, Chosen, Group, Heat, Selection, StageLine, Trend
+from latency.percentiles import TOTAL, Bin, Chosen, Group, Heat, Selection, StageLine, Summary, Trend
 from latency.stage_table import Rows, StageTable
 
 LONGEST = 6
@@ -35,18 +35,22 @@ class Outlier(NamedTuple):
     longest: tuple[tuple[str, float], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """`ids` are those of the rows that summaries name; `first` is when the first of the chosen queries began (Unix seconds)."""
+class Whole(NamedTuple):
+    """What does not depend on the column that is looked at. `ids` are those of the rows that summaries name."""
 
     counts: Chosen
     lines: tuple[StageLine, ...]
+    outliers: tuple[Outlier, ...]
+    ids: Mapping[int, str]
+
+
+class Focus(NamedTuple):
+    """One column: by option, in time, and how its durations are spread."""
+
     groups: tuple[Group, ...]
     trend: Trend
     bins: tuple[Bin, ...]
-    outliers: tuple[Outlier, ...]
     ids: Mapping[int, str]
-    first: float | None
 
 
 class Pick(NamedTuple):
@@ -57,24 +61,27 @@ class Pick(NamedTuple):
     most: float
 
 
-def report(table: StageTable, view: View) -> Report:
-    """Everything but lists of queries. Raises KeyError for an option or column there is not."""
-    counts = percentiles.choose(table, view.selection)
-    rows = counts.rows
-    compared = rows
+def whole(table: StageTable, selection: Selection, heat: Heat = "all") -> Whole:
+    """Every stage, and what is beyond its p99."""
+    counts = percentiles.choose(table, selection)
+    lines = percentiles.by_stage(table, counts.rows)
+    beyond = tuple(_outlier(table, each) for each in percentiles.outliers(table, counts.rows, heat))
+    told = (each for line in lines for each in (line.all, line.warm, line.cold))
+    # rows mean nothing without the table, and are large; their number stays
+    return Whole(counts._replace(rows=counts.rows[:0]), lines, beyond, _ids(table, told))
+
+
+def focus(table: StageTable, view: View) -> Focus:
+    """The column of a view. Raises KeyError for an option there is not."""
+    rows = compared = percentiles.choose(table, view.selection).rows
     if view.selection.value is not None:
         compared = percentiles.choose(table, replace(view.selection, option=None, value=None)).rows
-    lines = percentiles.by_stage(table, rows)
     groups = percentiles.groups(table, compared, view.option, view.column, view.heat)
-    return Report(
-        counts._replace(rows=rows[:0]),
-        lines,
+    return Focus(
         groups,
         percentiles.trend(table, rows, view.column, view.heat, length=view.length, offset=view.offset),
         percentiles.distribution(table, rows, view.column, view.heat),
-        tuple(_outlier(table, each) for each in percentiles.outliers(table, rows, view.heat)),
-        _ids(table, lines, groups),
-        float(table.started[rows[0]]) if len(rows) else None,
+        _ids(table, (group.summary for group in groups)),
     )
 
 
@@ -85,8 +92,7 @@ def _outlier(table: StageTable, found: percentiles.Outliers) -> Outlier:
     return Outlier(found.column, found.p99, len(found.rows), tuple(named))
 
 
-def _ids(table: StageTable, lines: Sequence[StageLine], groups: Sequence[Group]) -> dict[int, str]:
-    told = [each for line in lines for each in (line.all, line.warm, line.cold)] + [group.summary for group in groups]
+def _ids(table: StageTable, told: Iterable[Summary | None]) -> dict[int, str]:
     return {row: table.ids[row] for each in told if each is not None for row in each.rows}
 
 

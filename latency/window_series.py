@@ -14,7 +14,6 @@ MAX_POINTS = 600  # of one series
 MAX_WINDOW_POINTS = 24_000
 MAX_FACTS = 200
 MAX_USES = 50
-DIGITS = 5
 
 Points = Sequence[tuple[float, float | None]]
 
@@ -27,12 +26,12 @@ def thinned(points: Points, most: int = MAX_POINTS) -> Points:
     found: list[tuple[float, float | None]] = []
     for start in range(0, len(points), size):
         some = points[start : start + size]
-        known = [(value, time) for time, value in some if value is not None]
+        known = [point for point in some if point[1] is not None]
         if not known:
             found.append(some[0])
             continue
-        (low, low_at), (high, high_at) = min(known), max(known)
-        found += sorted({(low_at, low), (high_at, high)})
+        low, high = min(known, key=_value), max(known, key=_value)
+        found += [low] if low is high else [low, high] if low[0] < high[0] else [high, low]
     return found
 
 
@@ -58,16 +57,13 @@ def remote_series(looks: Mapping[str, Sequence[Look]], zero: float) -> list[Seri
 def bounded(series: Iterable[Series]) -> tuple[tuple[Series, ...], str | None]:
     """In the order of their names, thinned and rounded (1 ms, five digits); and a sentence when more had to go than that."""
     ordered = sorted(series, key=lambda each: (each.source != LOCAL, each.source, _natural(each.metric)))
-    kept = [_rounded(each, MAX_POINTS) for each in ordered]
-    points = sum(len(each.times) for each in kept)
+    points = sum(min(MAX_POINTS, len(each.times)) for each in ordered)
     if points <= MAX_WINDOW_POINTS:
-        return tuple(kept), None
+        return tuple(_rounded(each, MAX_POINTS) for each in ordered), None
     most = max(20, MAX_POINTS * MAX_WINDOW_POINTS // points)
-    kept = [_rounded(each, most) for each in ordered]
-    while kept and sum(len(each.times) for each in kept) > 2 * MAX_WINDOW_POINTS:
-        kept.pop()
-    said = f"{points:,} values were read in this window; each series was thinned to {most} points with its peaks"
+    kept = [_rounded(each, most) for each in ordered[: 2 * MAX_WINDOW_POINTS // most]]
     missing = len(ordered) - len(kept)
+    said = f"Much was read in this window: each series was thinned to {most} points with its peaks"
     return tuple(kept), f"{said}, and {missing} series were left out." if missing else f"{said}."
 
 
@@ -126,22 +122,25 @@ def _most(one: float | None, other: float | None) -> Any:
 
 
 def _rounded(series: Series, most: int) -> Series:
+    """Five significant digits, but all of a counter, of which only differences matter."""
     points = thinned(tuple(zip(series.times, series.values, strict=True)), most)
+    shape = ".17g" if series.metric.endswith("_total") else ".5g"
     return series._replace(
-        times=tuple(round(time, 3) for time, _ in points),
-        values=tuple(None if value is None else _shortened(value, series.metric) for _, value in points),
+        times=tuple([round(time, 3) for time, _ in points]),
+        values=tuple([None if value is None else _shortened(value, shape) for _, value in points]),
     )
 
 
-def _shortened(value: float, metric: str) -> float | None:
-    """Five significant digits, but all of a counter, of which only differences matter. Whole numbers lose their point."""
+def _shortened(value: float, shape: str) -> float | None:
+    """Whole numbers lose their point, which is shorter; what is no finite number is unknown."""
     if not math.isfinite(value):
         return None
-    if value == 0:
-        return 0
-    digits = 6 if metric.endswith("_total") else DIGITS - 1 - math.floor(math.log10(abs(value)))
-    rounded = round(value, digits)
-    return int(rounded) if rounded == int(rounded) else rounded
+    rounded = float(format(value, shape))
+    return int(rounded) if rounded.is_integer() else rounded
+
+
+def _value(point: tuple[float, float | None]) -> float:
+    return point[1] or 0.0
 
 
 def _natural(metric: str) -> list[tuple[int, str]]:

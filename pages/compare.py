@@ -15,7 +15,7 @@ from rag.trace_rows import QueryFilter, QueryRow
 from rag.types import Answer
 from ui import cards, compare_view
 from ui.cached import now, the_runtime, zone
-from ui.format import escape
+from ui.format import escape, plural
 from ui.links import page
 
 runtime = the_runtime()
@@ -76,6 +76,7 @@ def picker(side: str, rows: list[QueryRow]) -> None:
         "Or ids, a set, an experiment's side",
         value=st.query_params.get(side, ""),
         key=f"text-{side}",
+        placeholder="set:model=…;since=2026-11-21",
         on_change=typed,
         args=(side,),
         help="Ids with commas; `experiment:ID:A`; or `set:key=value;key=value` with the keys "
@@ -121,7 +122,7 @@ def head(found: Comparison, sides: tuple[Loaded, Loaded], typical: tuple[Answer,
         with column, st.container(border=True):
             st.html(compare_view.side_html(name, side, one.label, answer, now(), zone()))
             if one.missing:
-                st.html(cards.note("warn", f"{one.missing:,} queries of this side are not stored any more."))
+                st.html(cards.note("warn", f"Not stored any more: {plural(one.missing, 'query', 'queries')} of this side."))
     with st.container(horizontal=True, vertical_alignment="center"):
         st.button("Swap A and B", on_click=swap, type="tertiary")
         if found.caution:

@@ -10,7 +10,7 @@ import streamlit as st
 
 from latency.percentiles import COLUMNS, DONE, EVERY, TOTAL, USUAL, Selection
 from latency.stage_options import OPTIONS
-from latency.summary import Pick, Report, View
+from latency.summary import Focus, Pick, View, Whole
 from latency.what_if import Scenario
 from rag.errors import RagError
 from ui import cards, exports, findings_view, latency_cached, latency_charts, latency_view, query_list
@@ -136,14 +136,14 @@ def findings() -> None:
             findings_view.render(found.findings, found.seconds, many=True)
 
 
-def stages(found: Report, view: View) -> None:
+def stages(found: Whole, view: View) -> None:
     with st.container(border=True, gap="small"):
         card_head("Where the time goes", "stages", latency_view.STAGE_CSV, latency_view.stage_rows(found.lines))
         st.html(latency_view.stage_table(found.lines, view.heat, found.ids))
         st.html(f'<div class="rd rd-soft rd-small">{latency_view.DEFINITION}</div>')
 
 
-def trend(found: Report, view: View) -> None:
+def trend(found: Focus, view: View) -> None:
     with st.container(border=True, gap="small"):
         name = latency_view.title(view.column)
         card_head(f"{name} over time", "trend", latency_charts.TREND_CSV, latency_charts.trend_rows(found.trend))
@@ -151,7 +151,7 @@ def trend(found: Report, view: View) -> None:
         if not edges:
             st.html(cards.empty(f"{name} did not run in this time."))
             return
-        start, end = latency_view.window(view, found, now().timestamp())
+        start, end = latency_view.window(view, found.trend, now().timestamp())
         st.echarts_chart(
             latency_charts.trend_options(found.trend, view.column, start, end, is_dark()),
             height=230,
@@ -164,8 +164,8 @@ def trend(found: Report, view: View) -> None:
             st.html(changed)
 
 
-def distribution(found: Report, view: View) -> None:
-    told = next(line for line in found.lines if line.stage == view.column).of(view.heat)
+def distribution(found: Focus, every: Whole, view: View) -> None:
+    told = next(line for line in every.lines if line.stage == view.column).of(view.heat)
     with st.container(border=True, gap="small"):
         name = latency_view.title(view.column)
         rows = [list(each) for each in found.bins]
@@ -211,7 +211,7 @@ def listed(revision: int, view: View) -> None:
             st.html(cards.empty("No query is in this list.", "Choose another bar, or show all."))
 
 
-def outliers(found: Report) -> None:
+def outliers(found: Whole) -> None:
     with st.container(border=True, gap="small"):
         rows = [[each.column, key, spent] for each in found.outliers for key, spent in each.longest]
         card_head("Beyond p99", "outliers", latency_view.OUTLIER_CSV, rows)
@@ -221,7 +221,7 @@ def outliers(found: Report) -> None:
             st.html(cards.empty("Nothing is beyond its p99.", "With fewer than 100 queries p99 is the longest of them."))
 
 
-def comparison(found: Report, view: View) -> None:
+def comparison(found: Focus, view: View) -> None:
     with st.container(border=True, gap="small"):
         rows = latency_view.group_rows(found.groups, view.option, view.column)
         title = f"{latency_view.title(view.column)} by {OPTIONS[view.option].title}"
@@ -260,8 +260,11 @@ def scenario() -> Scenario:
 
 
 def what_if(revision: int, view: View) -> None:
-    wanted = scenario()
-    found = latency_cached.predicted(revision, view, wanted)
+    try:
+        found = latency_cached.predicted(revision, view.selection, scenario())
+    except RagError as error:  # a fragment runs alone, past the page's own handler
+        problem(error)
+        return
     if found is None:
         return
     st.html(latency_view.prediction_table(found))
@@ -272,7 +275,11 @@ def what_if(revision: int, view: View) -> None:
 # 4) the page
 
 
-def nothing(found: Report, view: View) -> None:
+def problem(error: RagError) -> None:
+    st.html(cards.note("critical", f"<strong>{escape(error.message)}</strong>", escape(error.next_step)))
+
+
+def nothing(found: Whole) -> None:
     """Why there is nothing, and what to do."""
     if not runtime.traces.count():
         st.html(cards.empty("Nothing has been asked yet.", "Ask a question: its times, stage by stage, are counted here."))
@@ -285,24 +292,26 @@ def nothing(found: Report, view: View) -> None:
         st.page_link(page("queries"), label="The list of queries")
 
 
-def show(revision: int, view: View, found: Report) -> None:
+def show(revision: int, view: View) -> None:
+    found = latency_cached.whole(revision, view.selection, view.heat)
     told = latency_view.sentence(found.lines, view.column, view.heat)
     counts = latency_view.counted(found.counts, view.selection, st.session_state.get("range") or "24 h")
     st.html(f'<p class="rd rd-question">{escape(told)}.</p><div class="rd rd-soft">{escape(counts)}.</div>')
     if not found.counts.n:
-        nothing(found, view)
+        nothing(found)
         return
     first = st.container()  # filled last: looking for causes takes longest, once a minute
     stages(found, view)
+    column = latency_cached.focus(revision, view)
     left, right = st.columns([3, 2], gap="small")
     with left:
-        trend(found, view)
+        trend(column, view)
     with right:
-        distribution(found, view)
+        distribution(column, found, view)
     listed(revision, view)
     left, right = st.columns([3, 2], gap="small")
     with left:
-        comparison(found, view)
+        comparison(column, view)
     with right:
         outliers(found)
     with st.container(border=True, gap="small"):
@@ -316,6 +325,6 @@ st.title("Latency")
 try:
     now_revision = runtime.traces.revision
     looked_at = filters(now_revision)
-    show(now_revision, looked_at, latency_cached.report(now_revision, looked_at))
+    show(now_revision, looked_at)
 except RagError as error:
-    st.html(cards.note("critical", f"<strong>{escape(error.message)}</strong>", escape(error.next_step)))
+    problem(error)

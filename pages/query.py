@@ -33,7 +33,9 @@ answer, spans = known.answer, known.spans
 st.html(f'<h1 class="rd-plain rd-question" dir="auto">{escape(answer.question or "Question not kept")}</h1>')
 when = time_html(parse_time(answer.started_at), now(), zone())
 fingerprint = " · ".join(f"{key} {value}" for key, value in answer.fingerprint.items() if isinstance(value, str))
-line = " · ".join(text for text in (when, escape(ask_form.summary(answer.options)), escape(fingerprint)) if text)
+asked_by = "" if answer.origin == "ask" else f"asked by {answer.origin}"
+told = (when, escape(asked_by), escape(ask_form.summary(answer.options)), escape(fingerprint))
+line = " · ".join(text for text in told if text)
 st.html(f'<div class="rd rd-soft">{line}</div>')
 answer_view.render(known, findings, key="-query")
 
@@ -62,4 +64,12 @@ with st.container(horizontal=True):
     if st.button("Ask again", help="Opens Ask with this question and these options.", disabled=not answer.question):
         wanted = ask_form.to_url(answer.options, runtime.default_options())
         st.switch_page(page("ask"), query_params={**wanted, "q": answer.question})
+    st.page_link(
+        page("experiments"),
+        label="Replay with a change",
+        query_params={"kind": "replay", "replay": answer.id},
+        disabled=not answer.question,
+        help="This query again with one thing changed, in turn with itself unchanged, several times.",
+    )
+    st.page_link(page("compare"), label="Compare with another", query_params={"a": answer.id})
     st.page_link(page("queries"), label="All queries")

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, tzinfo
 
 from latency.agreement import Agreement
 from latency.compare import Comparison, Row, Side
-from latency.comparison_words import signed
+from latency.comparison_words import share_text, signed
 from latency.differences import MachineState, Other
 from latency.report_comparison import measured
 from latency.report_values import metric_text
@@ -38,14 +38,16 @@ STYLE = """<style>
   border-radius: 2px; cursor: help; }
 .rd-gap::after { content: ""; position: absolute; left: 50%; top: -3px; bottom: -3px; border-left: 1px solid var(--line); }
 .rd-gap i { position: absolute; top: 0; bottom: 0; background: var(--c); border-radius: 2px; }
-.rd-cmp tr.part td { color: var(--soft); border-bottom-color: transparent; padding-top: 0; }
+.rd-cmp tr:has(+ tr.part) td { border-bottom-color: transparent; } .rd-cmp tr.part td { color: var(--soft); padding-top: 0; }
 .rd-cmp tr.part td:first-child { padding-left: 1rem; }
 .rd-cmp tr.sum td { font-weight: 600; } .rd-cmp td .rd-soft { font-weight: 400; }
 .rd-cmp .rd-total { font-size: 1.6rem; font-weight: 600; letter-spacing: -.01em; margin-right: .6rem; }
+.rd-cmp > :nth-child(n+2) + p.rd { margin-top: 1rem; }
 @media (max-width: 640px) { .rd-gap { width: 4.5rem; } .rd-cmp .rd-wf { grid-template-columns: 3.9rem minmax(0, 1fr) 4.8rem; }
   .rd-cmp.stages :is(th, td):is(:nth-child(6), :nth-child(7), :nth-child(9)) { display: none; }
   .rd-cmp .rd-table td { padding-right: .5rem; }
-  .rd-cmp .rd-total { font-size: 1.35rem; } }
+  .rd-cmp .rd-total { font-size: 1.35rem; } .rd-cmp.else :is(th, td):first-child { display: none; }
+  .rd-cmp.else td.wrap { min-width: 5rem; } }
 </style>"""
 
 _VERDICTS = {"faster": "ok", "slower": "warn", "no difference": "unknown", "too few": "unknown"}
@@ -63,7 +65,7 @@ def side_html(name: str, side: Side, label: str, answer: Answer | None, now: dat
     else:
         what = escape(label)
         outcome = f"median of {plural(side.n, 'query', 'queries')}"
-    cold = f"{side.cold:,} cold" if side.n > 1 else "cold" if side.cold else "warm"
+    cold = f"{side.cold or 'none'} cold" if side.n > 1 else "cold" if side.cold else "warm"
     details = [outcome, cold, _p95(side), when(side, now, zone)]
     if side.left_out:
         details.append(f"{side.left_out:,} failed and left out")
@@ -153,7 +155,7 @@ def _two_values(row: Row, kind: str) -> list[str]:
 def _share(row: Row) -> str:
     if row.share is None:
         return unknown_html("the totals do not differ, so there is nothing to share")
-    return f"{'−' if row.share < -0.005 else ''}{percent(abs(row.share))}"
+    return share_text(row.share)
 
 
 def _interval(row: Row) -> str:
@@ -210,7 +212,12 @@ def others_html(others: Sequence[Other]) -> str:
             "Nothing else differed", "of what is recorded: options, settings, models, versions, devices, cold starts."
         )
     rows = [[f'<span class="rd-soft">{each.kind}</span>', escape(each.name), _value(each.a), _value(each.b)] for each in others]
-    return figures.table(["", "What", "A", "B"], rows, wrap=(1, 2, 3))
+    return _narrowing(figures.table(["", "What", "A", "B"], rows, wrap=(1, 2, 3)))
+
+
+def _narrowing(table: str) -> str:
+    """A table that loses its first column on a narrow screen."""
+    return f'<div class="rd-cmp else">{table}</div>'
 
 
 def _value(text: str) -> str:
@@ -227,7 +234,7 @@ def machines_html(states: Iterable[MachineState]) -> str:
         ]
         for state in states
     ]
-    return figures.table(["Machine", "Mean while it ran", "A", "B", ""], rows, numeric=(2, 3), wrap=(1,)) if rows else ""
+    return _narrowing(figures.table(["Machine", "Mean while it ran", "A", "B", ""], rows, numeric=(2, 3), wrap=(1,)))
 
 
 def measures_html(found: Comparison) -> str:

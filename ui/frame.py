@@ -26,6 +26,9 @@ _PAGES = {
         st.Page(page("ask"), title="Ask", default=True, help="Ask a question and see where the time went."),
         st.Page(page("queries"), title="Queries", help="Every stored query: filter, sort, download, open."),
         st.Page(page("query"), title="Query", visibility="hidden"),
+        st.Page(page("latency"), title="Latency", help="Percentiles by stage, trends, findings of the last hour, what if."),
+        st.Page(page("compare"), title="Compare", help="Two queries or two sets, stage by stage, and what else differed."),
+        st.Page(page("experiments"), title="Experiments", help="Component tests, replay, load tests, CPU against GPU."),
     ],
     "Deployment": [
         st.Page(page("machines"), title="Machines", help="Processors, memory, GPUs and disks of every machine; add one."),

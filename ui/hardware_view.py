@@ -50,7 +50,7 @@ def _texts(component: Component, size: int) -> str:
 
 def _place(row: Row) -> str:
     about = [row.model, row.device, row.precision] if row.place.where == "http" else [row.model]
-    loaded = f"first call {seconds(row.first_seconds)}" if row.first_seconds is not None else None
+    loaded = f"ready in {seconds(row.load_seconds)}" if row.load_seconds is not None else None
     below = " · ".join(text for text in (*about, loaded, row.skipped) if text)
     return f'<strong>{escape(row.place.name)}</strong><div class="rd-soft rd-plain rd-small">{escape(below)}</div>'
 

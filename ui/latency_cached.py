@@ -11,10 +11,10 @@ from pathlib import Path
 import streamlit as st
 
 from latency import percentiles, recent, summary, what_if
-from latency.percentiles import EVERY, Selection
+from latency.percentiles import EVERY, Heat, Selection
 from latency.recent import Recent
 from latency.stage_table import Rows, StageTable, StageTables
-from latency.summary import Pick, Report, View
+from latency.summary import Focus, Pick, View, Whole
 from latency.what_if import Prediction, Scenario
 from rag.trace_rows import QueryFilter, QueryRow
 from ui.cached import the_runtime
@@ -52,10 +52,16 @@ def _everyone(table: StageTable, since: float) -> Rows:
     return percentiles.choose(table, Selection(since=since, origin=EVERY, outcome=EVERY)).rows
 
 
-@st.cache_resource(max_entries=64, show_spinner="Reading stored queries …")
-def report(revision: int, view: View) -> Report:
-    """The numbers of a view. Raises RagError when the trace file cannot be read."""
-    return summary.report(tables().at(revision, view.selection.since), view)
+@st.cache_resource(max_entries=64, show_spinner=False)
+def whole(revision: int, selection: Selection, heat: Heat) -> Whole:
+    """Every stage of the queries selected. Raises RagError when the trace file cannot be read."""
+    return summary.whole(tables().at(revision, selection.since), selection, heat)
+
+
+@st.cache_resource(max_entries=64, show_spinner=False)
+def focus(revision: int, view: View) -> Focus:
+    """The column that is looked at."""
+    return summary.focus(tables().at(revision, view.selection.since), view)
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)
@@ -83,7 +89,7 @@ def last_hour(minute: int) -> Recent:
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)
-def predicted(revision: int, view: View, scenario: Scenario) -> Prediction | None:
-    """What-if over the queries of a view, whatever its column."""
-    table = tables().at(revision, view.selection.since)
-    return what_if.predict(table, percentiles.choose(table, view.selection).rows, scenario)
+def predicted(revision: int, selection: Selection, scenario: Scenario) -> Prediction | None:
+    """What-if over the queries selected."""
+    table = tables().at(revision, selection.since)
+    return what_if.predict(table, percentiles.choose(table, selection).rows, scenario)

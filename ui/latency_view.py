@@ -8,10 +8,10 @@ from typing import Any
 from urllib.parse import urlencode
 
 from latency import percentiles
-from latency.percentiles import DONE, EVERY, PERCENTS, TOTAL, Change, Chosen, Group, Heat, Selection, StageLine, Summary
+from latency.percentiles import DONE, EVERY, PERCENTS, TOTAL, Change, Chosen, Group, Heat, Selection, StageLine, Summary, Trend
 from latency.recent import Recent
 from latency.stage_options import OPTIONS
-from latency.summary import Outlier, Pick, Report, View
+from latency.summary import Outlier, Pick, View
 from latency.types import Finding
 from latency.what_if import Estimate, Prediction
 from ui.figures import PARTS, table
@@ -356,7 +356,7 @@ def list_title(count: int, shown: int, view: View, pick: Pick | None, zone: tzin
     return f"{of}, {column_words(view.column)} from {seconds(pick.least)} to {seconds(pick.most)}"
 
 
-def window(view: View, found: Report, now: float) -> tuple[float, float]:
-    """From when to when the trend is drawn, in Unix seconds."""
-    end = max(now, found.trend.buckets[-1].start + found.trend.step)
-    return (end - view.length, end) if view.length else (found.trend.buckets[0].start, end)
+def window(view: View, found: Trend, now: float) -> tuple[float, float]:
+    """From when to when a trend is drawn, in Unix seconds."""
+    end = max(now, found.buckets[-1].start + found.step)
+    return (end - view.length, end) if view.length else (found.buckets[0].start, end)

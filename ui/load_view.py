@@ -21,7 +21,6 @@ _METRICS: Mapping[str, tuple[str, str]] = {
     "gpu.utilization_ratio": ("GPU", "ratio"),
     "engine.waiting": ("Waiting in the LLM", "count"),
 }
-NO_STAGES = "the answers say nothing of their stages"
 
 
 # 1) in words
@@ -258,7 +257,7 @@ def curve(steps: Sequence[Step], knee: Knee | None, dark: bool) -> dict[str, Any
     return {
         "animation": False,
         "grid": {**_GRID, "bottom": 18},
-        "legend": {"show": True, "top": 0, "left": 0, "itemHeight": 8, "itemWidth": 18, "textStyle": {"fontSize": 11}},
+        "legend": {"type": "scroll", "top": 0, "left": 0, "itemHeight": 8, "itemWidth": 18, "textStyle": {"fontSize": 11}},
         "tooltip": {"trigger": "axis", "confine": True},
         "xAxis": _users_axis(known),
         "yAxis": [
@@ -273,13 +272,8 @@ def _users_axis(steps: Sequence[Step]) -> dict[str, Any]:
     users = [step.users for step in steps] or [1]
     wide = max(users) / min(users) >= 8
     kind: dict[str, Any] = {"type": "log", "logBase": 2} if wide else {"type": "value", "minInterval": 1}
-    return {
-        **kind,
-        "min": min(users),
-        "max": max(users),
-        "splitLine": {"show": False},
-        "axisLabel": {"formatter": "{value} users"},
-    }
+    name = {"name": "users", "nameLocation": "middle", "nameGap": 24}
+    return {**kind, **name, "min": min(users), "max": max(users), "splitLine": {"show": False}}
 
 
 def _mark(users: float) -> dict[str, Any]:
@@ -306,7 +300,7 @@ def composition(steps: Sequence[Step], dark: bool) -> dict[str, Any] | None:
     return {
         "animation": False,
         "grid": _GRID,
-        "legend": {"show": True, "top": 0, "left": 0, "itemHeight": 8, "itemWidth": 10, "textStyle": {"fontSize": 11}},
+        "legend": {"type": "scroll", "top": 0, "left": 0, "itemHeight": 8, "itemWidth": 10, "textStyle": {"fontSize": 11}},
         "tooltip": {"trigger": "axis", "confine": True, "axisPointer": {"type": "shadow"}},
         "xAxis": {"type": "category", "data": [plural(step.users, "user") for step in known], "axisTick": {"show": False}},
         "yAxis": {"type": "value", "min": 0, "splitNumber": 3, "axisLabel": {"formatter": f"{{value}} {unit}"}},

@@ -192,11 +192,11 @@ def span_of(answer: Answer) -> float:
 def timeline(answer: Answer, rows: Sequence[Row], splits: Sequence[ServerSplit] = ()) -> str:
     """The rows below one another on the waterfall's axis; inside the model server first."""
     span = span_of(answer)
-    drawn = _heading("Inside the model server") if splits else ""
-    drawn += "".join(_split_row(answer, split, span) for split in splits)
+    drawn = "".join(_split_row(answer, split, span) for split in splits)
+    drawn = (_heading("Inside the model server: queue, prefill, decode") if drawn else "") + drawn
     sources = list(dict.fromkeys(row.series.source for row in rows))
     for source in sources:
-        if splits or sources != [LOCAL]:
+        if drawn or sources != [LOCAL]:
             drawn += _heading("This machine" if source == LOCAL else source)
         drawn += "".join(_row(row, span) for row in rows if row.series.source == source)
     axis = "".join(f'<span style="left:{tick / span * 100:g}%">{seconds(tick)}</span>' for tick in figures.axis_ticks(span))
@@ -325,22 +325,20 @@ def _mark(fact: Fact, span: float) -> str:
 def _split_row(answer: Answer, split: ServerSplit, span: float) -> str:
     """Queue, prefill and decode within the stage. Only their lengths are measured: they are drawn so that they end with it."""
     intervals: list[Interval] = [each for each in answer.timeline if each.stage == split.stage]
-    name = f'<span class="rd-name" title="inside the model server, during {split.stage}">{escape(split.stage)}</span>'
     if not split.known or not intervals:
-        return f'{name}<div class="rd-track"></div><span class="rd-time">{unknown_html(split.reason or "not known")}</span>'
+        return ""
     end = max(each.start + each.seconds for each in intervals)
     start = max(min(each.start for each in intervals), end - split.seconds)
     parts = [("queue", "queue", split.queue), ("tokenize", "prefill", split.prefill), ("", "decode", split.decode)]
     inner = "".join(
-        f'<i class="{kind}" style="width:{value / split.seconds * 100:.2f}%"></i>'
-        for kind, _, value in parts
-        if value and split.seconds
+        f'<i class="{kind}" style="width:{value / split.seconds * 100:.2f}%"></i>' for kind, _, value in parts if value
     )
     told = [f"{word} {seconds(value)}" for _, word, value in parts]
     title = escape("\n".join([f"{split.stage} inside the server", *told, f"from {split.source}", "drawn to end with the stage"]))
-    bar = (
-        f'<div class="rd-bar" style="left:{start / span * 100:.2f}%;width:{split.seconds / span * 100:.2f}%" title="{title}">'
-        f"{inner}</div>"
+    width = min(split.seconds, span - start) / span * 100
+    bar = f'<div class="rd-bar" style="left:{start / span * 100:.2f}%;width:{width:.2f}%" title="{title}">{inner}</div>'
+    return (
+        f'<span class="rd-name" title="inside the model server, during {split.stage}">{escape(split.stage)}</span>'
+        f'<div class="rd-track" style="{colour(split.stage)}">{bar}</div>'
+        f'<span class="rd-time" title="{title}">{seconds(split.seconds)}</span>'
     )
-    track = f'<div class="rd-track" style="{colour(split.stage)}">{bar}</div>'
-    return f'{name}{track}<span class="rd-time" title="{title}">{seconds(split.seconds)}</span>'

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import streamlit as st
 
 from latency.server_split import ServerSplit
@@ -25,6 +27,7 @@ def render(answer: Answer, readings: QueryReadings | None, *splits: ServerSplit,
     rows, more = readings_figures.rows_of(readings) if readings is not None else ([], [])
     if rows or any(split.known for split in splits):
         st.html(readings_figures.timeline(answer, rows, splits))
+    _lines(f"Inside the model server during {each.stage}: not known, {each.reason}." for each in splits if not each.known)
     if readings is None or not readings.series:
         st.html(cards.empty("No readings of this time.", *(readings.notes if readings is not None else ()), reason or NONE_KEPT))
         return
@@ -47,10 +50,14 @@ def render(answer: Answer, readings: QueryReadings | None, *splits: ServerSplit,
 
 def _around(readings: QueryReadings) -> None:
     """Facts in one line, what could not be read, and who else was there."""
-    lines = [line for line in (readings_tables.facts_line(readings), *readings.notes) if line]
-    if lines:
-        st.html(f'<div class="rd rd-soft rd-small rd-plain" dir="auto">{"<br>".join(escape(line) for line in lines)}</div>')
+    _lines([readings_tables.facts_line(readings), *readings.notes])
     others = [use for use in readings.uses if not use.ours]
     if others:
         st.html(f'<p class="rd rd-title">{plural(len(others), "other process", "other processes")} at the same time</p>')
         st.html(readings_tables.uses_table(readings.uses))
+
+
+def _lines(texts: Iterable[str]) -> None:
+    lines = [escape(text) for text in texts if text]
+    if lines:
+        st.html(f'<div class="rd rd-soft rd-small rd-plain" dir="auto">{"<br>".join(lines)}</div>')

@@ -135,11 +135,11 @@ def slow_decode(ledger: Ledger) -> Iterator[Draft]:
         stage, usual = ledger.stages.get(name), ledger.usual(name)
         tokens = ledger.units(name, "completion_tokens")
         wrote = ledger.units(name, "decode_seconds") or ledger.left(name, "decode")
-        late = ledger.excess(name).get("decode", 0.0)
         if stage is None or usual is None or not usual.per_second or not tokens or wrote <= 0:
             continue
         rate = max(0.0, tokens - 1) / wrote
-        if rate > SLOW_RATE * usual.per_second or late < LEAST_SURPRISE_SECONDS:
+        late = ledger.excess(name).get("decode", 0.0) if rate <= SLOW_RATE * usual.per_second else 0.0
+        if late < LEAST_SURPRISE_SECONDS:
             continue
         taken = ledger.take(name, late, "decode")
         piece = ledger.pieces(name)[0]
@@ -167,8 +167,11 @@ def slow_first_token(ledger: Ledger) -> Iterator[Draft]:
     for name in LLM:
         stage, usual = ledger.stages.get(name), ledger.usual(name)
         expected = ledger.expected_prefill(name)
-        late = ledger.excess(name).get("prefill", 0.0)
-        if stage is None or usual is None or expected is None or late < max(LEAST_SURPRISE_SECONDS, expected):
+        if stage is None or usual is None or expected is None:
+            continue
+        least = max(LEAST_SURPRISE_SECONDS, expected)
+        late = ledger.excess(name).get("prefill", 0.0) if ledger.left(name, "prefill") > least else 0.0
+        if late < least:
             continue
         taken = ledger.take(name, late, "prefill")
         piece = ledger.pieces(name)[0]

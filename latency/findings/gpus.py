@@ -203,7 +203,7 @@ def gpus(ledger: Ledger, stage: str, readings: QueryReadings) -> list[Gpu]:
         return []
     if found.where == "http" and not (found.device or "").startswith("cpu"):
         known = [(source, index) for source in sources(readings) for index in readings.gpus(source)]
-        return [Gpu(ledger, readings, stage, source, index, len(known) > 1) for source, index in known]
+        return [Gpu(ledger, readings, stage, source, index, True) for source, index in known]
     device = re.fullmatch(r"cuda(?::(\d+))?", found.device or "")
     index = int(device[1] or 0) if device else None
     return [] if index is None or index not in readings.gpus(LOCAL) else [Gpu(ledger, readings, stage, LOCAL, index, False)]

@@ -72,7 +72,9 @@ class Ledger:
         self.total = case.answer.total_seconds
         self.readings = case.readings
         self.stages = {each.stage: each for each in case.answer.stages if each.skipped is None and each.seconds > 0}
-        self._pieces = {name: _pieces(case, stage) for name, stage in self.stages.items()}
+        servers = _server_facts(case)
+        self._pieces = {name: _pieces(case, stage, servers) for name, stage in self.stages.items()}
+        self._units: dict[tuple[str, str], float | None] = {}  # facts stay as they are, seconds are taken
         self._fit_into_total()
 
     def pieces(self, stage: str) -> Sequence[Piece]:
@@ -92,8 +94,10 @@ class Ledger:
 
     def units(self, stage: str, name: str) -> float | None:
         """A fact of the stage, summed over its pieces; None where none has it."""
-        found = [value for piece in self.pieces(stage) if (value := piece.fact(name)) is not None]
-        return sum(found) if found else None
+        if (stage, name) not in self._units:
+            found = [value for piece in self.pieces(stage) if (value := piece.fact(name)) is not None]
+            self._units[stage, name] = sum(found) if found else None
+        return self._units[stage, name]
 
     def work_load(self, stage: str) -> float | None:
         """What the baseline's `expected` is a function of."""
@@ -158,14 +162,13 @@ class Ledger:
             piece.pools = {name: value * self.total / together for name, value in piece.pools.items()}
 
 
-def _pieces(case: Case, stage: Stage) -> list[Piece]:
+def _pieces(case: Case, stage: Stage, servers: Mapping[str, Mapping[str, float]]) -> list[Piece]:
     """The stage's intervals in their order; where the timeline has none, one piece that starts with the query."""
     intervals = sorted(case.intervals(stage.stage), key=lambda each: each.start)
     if not intervals:
         intervals = [Interval(stage.stage, 0.0, stage.seconds, "", stage.split, stage.cold)]
     spans = sorted((span for span in case.spans if span.stage == stage.stage), key=lambda span: span.start_unix_ns)
     ids = [span.span_id for span in spans] if len(spans) == len(intervals) else [""] * len(intervals)
-    servers = _server_facts(case)
     return [
         Piece(
             stage.stage,

@@ -13,7 +13,7 @@ from latency.findings.ledger import ENOUGH, LEAST_SECONDS, LLM
 from latency.findings.retrieval import CACHE_HIT_SECONDS
 from latency.findings.single import drafts, is_material
 from latency.findings.words import component, count, percent, seconds, worker
-from latency.types import Baseline, Case, Evidence, Finding
+from latency.types import Baseline, Case, Evidence, Finding, Key
 
 SET_SHARE = 0.08  # of the set's total: what is small in each query and measured in many
 LEAST_EACH_SECONDS = 0.02
@@ -55,8 +55,10 @@ def find_many(cases: Sequence[Case], baseline: Baseline) -> tuple[Finding, ...]:
 
 
 def _with_own(cases: Sequence[Case], baseline: Baseline) -> Baseline:
-    own = build(cases)
-    return replace(baseline, usual={**own.usual, **baseline.usual}) if own.usual else baseline
+    ran = {Key.of(stage) for case in cases for stage in case.answer.stages if stage.skipped is None and stage.seconds > 0}
+    if ran <= baseline.usual.keys():
+        return baseline
+    return replace(baseline, usual={**build(cases).usual, **baseline.usual})
 
 
 def _worth_telling(group: Sequence[_Hit], total: float) -> list[_Hit]:

@@ -111,8 +111,10 @@ def remote_slow(ledger: Ledger) -> Iterator[Draft]:
     """A remote model that took much longer than usual, whose server does not say why."""
     for stage in _silent_servers(ledger):
         usual = ledger.usual(stage.stage)
+        if usual is None or stage.cold:
+            continue
         found = sum(ledger.excess(stage.stage).values())
-        if usual is None or stage.cold or found < LEAST_SURPRISE_SECONDS or found < usual.compute:
+        if found < LEAST_SURPRISE_SECONDS or found < usual.compute:
             continue
         taken = _beyond_usual(ledger, stage)
         expected = usual.expected(ledger.work_load(stage.stage))

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 from latency.findings import advice
 from latency.findings.drafts import WHERE, Draft
-from latency.findings.ledger import LEAST_SURPRISE_SECONDS, Ledger
+from latency.findings.ledger import Ledger
 from latency.findings.words import component, count, doing, named, seconds, sentence, worker
 from latency.types import Confidence, Evidence
 
+SPIKE_SECONDS = 0.25  # once, where the way is usually short: a busy machine delays an answer by as much now and then
 NEAR_SECONDS = 0.001  # a round trip between two processes of one machine or one rack
 
 
@@ -62,7 +63,7 @@ def model(ledger: Ledger) -> Iterator[Draft]:
         there, least = ledger.left(name, "network"), NEAR_SECONDS * len(pieces)
         usual = ledger.usual(name)
         is_spike = usual is not None and (usual.network or 0.0) < there / 2
-        if there - least <= (LEAST_SURPRISE_SECONDS if is_spike else 0.0):
+        if there - least <= (SPIKE_SECONDS if is_spike else 0.0):
             continue
         taken = ledger.take(name, there - least, "network")
         estimated = any("estimated" in piece.label for piece in pieces)

@@ -107,12 +107,10 @@ def own_queue(ledger: Ledger) -> Iterator[Draft]:
 def beside_others(ledger: Ledger) -> Iterator[Draft]:
     """What a stage that had to queue computed beyond the usual: its texts shared the model's batches with those before it."""
     for name, stage in ledger.stages.items():
-        queued = stage.split.queue
-        excess = ledger.excess(name)
         usual = ledger.usual(name)
-        if usual is None or queued < max(SOME_QUEUE_SECONDS, 5 * usual.queue) or name in LLM or stage.cold or not excess:
+        if usual is None or stage.split.queue < max(SOME_QUEUE_SECONDS, 5 * usual.queue) or name in LLM or stage.cold:
             continue
-        taken = sum(ledger.take_excess(name, pool, found) for pool, found in excess.items())
+        taken = sum(ledger.take_excess(name, pool, found) for pool, found in ledger.excess(name).items())
         text = f"{sentence(doing(name))} then computed {seconds(taken)} longer than usual, in batches with the work of others."
         yield _busy(
             stage, ledger.pieces(name)[0], taken, f"Computing beyond the usual beside it: {seconds(taken)}.", text, "derived"

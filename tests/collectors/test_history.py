@@ -122,6 +122,41 @@ def test_the_file_stays_bounded(tmp_path: Path, clock: Clock) -> None:
     assert sizes[2] < sizes[1] * 1.25
 
 
+def test_values_are_kept_as_closely_as_a_chart_can_show(kept: History) -> None:
+    values = {
+        "cpu.busy_ratio": 0.12345,
+        "memory.used_bytes": 81_559.0 * 2**20,
+        "disk.sda.read_bytes_per_second": 1_234_567.0,
+        "disk.sda.wait_seconds": 0.00061,
+        "gpu.0.temperature_celsius": 61.5,
+        "gpu.0.power_watts": 612.44,
+        "load.average_1m": 2.35,
+        "engine.running": 2.3456789,
+        "service.dimension": 1e18,
+    }
+    kept.write([Sample("a", NOON, values), Sample("a", NOON + 1, {name: 2 * value for name, value in values.items()})])
+    for name, value in values.items():
+        (point,) = kept.read("a", name, NOON, NOON + 1)
+        assert (point.low, point.mean, point.high) == pytest.approx((value, 1.5 * value, 2 * value), rel=1e-3), name
+    (kept_as_it_is,) = kept.read("a", "engine.running", NOON, NOON + 1)
+    assert kept_as_it_is.low == 2.3456789
+
+
+def test_a_file_of_an_older_version_is_gone_on_with(tmp_path: Path, clock: Clock) -> None:
+    old = sqlite3.connect(tmp_path / "history.db", isolation_level=None)
+    old.execute(
+        "CREATE TABLE series (id INTEGER PRIMARY KEY, source TEXT NOT NULL, metric TEXT NOT NULL, UNIQUE (source, metric))"
+    )
+    old.execute("INSERT INTO series VALUES (1, 'a', 'cpu.busy_ratio')")
+    old.close()
+    kept = History(tmp_path / "history.db", clock)
+    kept._connection.execute("INSERT INTO fine VALUES (?, 1, 2, 0.75, 0.25, 0.5)", (int(NOON),))
+    kept.write([Sample("a", NOON, {"cpu.busy_ratio": 0.123456, "memory.used_ratio": 0.5})])
+    (point,) = kept.read("a", "cpu.busy_ratio", NOON, NOON + 1)
+    assert point == Point(NOON, pytest.approx(0.873456 / 3), 0.123456, 0.5, 3)
+    assert kept.read("a", "memory.used_ratio", NOON, NOON + 1)[0].mean == 0.5
+
+
 def test_nan_is_no_number_and_series_are_bounded(kept: History, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(history, "MAX_SERIES", 2)
     kept.write([Sample("a", NOON, {"x": float("nan"), "y": 1.0, "z": 2.0})])

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import httpx
-
 from gpu_server.interfaces import RerankCandidate
+from gpu_server.pooled import PooledReranker
 from latency.types import Case
 from tests.faults import readings
 from tests.faults.fakes import NAME, FakeCrossEncoder, SlowStarter, Speed
@@ -93,37 +90,25 @@ def given_up(bench: Bench, world: World) -> Iterator[World]:
 @contextmanager
 def own_queue(bench: Bench, world: World) -> Iterator[World]:
     """Other requests of this process are before the reranker."""
-    reranker = bench.reranker
-    candidates = [RerankCandidate(text) for text in texts(40)]
-    others = [
-        threading.Thread(target=reranker.score, args=("slow search", candidates), daemon=True) for _ in range(RERANKS_BEFORE)
-    ]
-    for other in others:
-        other.start()
-    end = time.monotonic() + 5
-    while (reranker.slot.status.queue_texts or 0) < 40 * (RERANKS_BEFORE - 3) and time.monotonic() < end:
-        time.sleep(0.001)
-    yield world
-    for other in others:
-        other.join()
+    with busy(bench.reranker):
+        yield world
 
 
 @contextmanager
 def server_queue(bench: Bench, world: World) -> Iterator[World]:
-    """Other clients' requests are before the reranker of our GPU server."""
-    body = {"query": "slow search", "documents": texts(40), "top_k": 40}
-    headers = {"x-ragdeck-caches": "bypass"}
+    """Requests of others are before the reranker of our GPU server."""
+    with busy(bench.served_reranker):
+        yield world
 
-    def ask_too() -> None:
-        httpx.post(f"{bench.gpu_server}/rerank", json=body, headers=headers, timeout=20.0, trust_env=False)
 
-    others = [threading.Thread(target=ask_too, daemon=True) for _ in range(RERANKS_BEFORE)]
+@contextmanager
+def busy(reranker: PooledReranker) -> Iterator[None]:
+    """Half a second of reranking, sent before the query."""
+    candidates = [RerankCandidate(text) for text in texts(40)]
+    others = [reranker.begin("slow search", candidates) for _ in range(RERANKS_BEFORE)]
+    yield
     for other in others:
-        other.start()
-    time.sleep(0.12)  # until they are all there
-    yield world
-    for other in others:
-        other.join()
+        other.result(20.0)
 
 
 FAULTS = (

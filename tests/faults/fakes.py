@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import re
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ MAX_WORDS = 512
 
 @dataclass
 class Speed:
-    """Seconds that are added; `first` to the first pass after a load. `busy` is set while a pass runs."""
+    """Seconds that are added; `first` to the first pass after a load."""
 
     device: str = "cuda:0"
     load: float = 0.0
@@ -34,7 +33,6 @@ class Speed:
     a_pass: float = 0.0
     per_text: float = 0.0
     per_token: float = 0.0
-    busy: threading.Event = field(default_factory=threading.Event)
 
     @contextlib.contextmanager
     def at(self, **changes: Any) -> Iterator[None]:
@@ -53,9 +51,7 @@ class Speed:
     def spend(self, batch: Sequence[Encoded], is_first: bool) -> None:
         """The time of one pass."""
         tokens = sum(len(item.ids) for item in batch)
-        self.busy.set()
         time.sleep(self.a_pass + self.per_text * len(batch) + self.per_token * tokens + (self.first if is_first else 0.0))
-        self.busy.clear()
 
 
 class FakeCrossEncoder:

@@ -20,7 +20,6 @@ PAIRS = (
     ("store 300 ms away", "slow decoding"),
     ("GPU throttled by heat", "slow decoding"),
     ("GPU shared with another process", "503 first, then an answer"),
-    ("models 0.3 s away", "collection released"),
     ("busy disk", "reranker on the CPU beside an idle GPU"),
 )
 

@@ -98,7 +98,6 @@ class Bench:
         self.folder = folder
         self._open = ExitStack()
         self.rerank_speed = Speed(per_text=QUICK)
-        self.remote_speed = Speed("cpu", per_text=QUICK)
         self.llm = self._open.enter_context(FakeVllm())
         self._lines: dict[float, str] = {}
         self._far: dict[float, Store] = {}
@@ -212,11 +211,20 @@ class Bench:
     # 3) servers of models
 
     @cached_property
+    def served_pool(self) -> ModelPool:
+        return self.new_pool()
+
+    @cached_property
+    def served_reranker(self) -> PooledReranker:
+        """The reranker of the GPU server, without its cache."""
+        return self.served_pool.add_reranker(NAME, lambda: FakeCrossEncoder(Speed("cpu", per_text=QUICK)))
+
+    @cached_property
     def gpu_server(self) -> str:
         """The address of our GPU server's app with the starter embedder and the fake cross-encoder."""
-        pool = self.new_pool()
+        pool = self.served_pool
         embedder = CachedEmbedder(pool.add_embedder("starter", lambda: SlowStarter(Speed("cpu"), self.starter)))
-        reranker = CachedReranker(pool.add_reranker(NAME, lambda: FakeCrossEncoder(self.remote_speed)), score_store(None))
+        reranker = CachedReranker(self.served_reranker, score_store(None))
         served = self._open.enter_context(on_thread(Engine(pool, embedder, reranker)))
         served.wait_healthy()
         return served.address

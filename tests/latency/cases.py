@@ -16,7 +16,7 @@ from latency.types import LOCAL, Baseline, Case, Fact, QueryReadings, Series, Us
 from rag.otlp import SpanRecord
 from rag.types import STAGES, Answer, Interval, Options, Passage, Split, Stage, Tokens
 
-STARTED = 1_790_000_000.0  # Unix seconds
+STARTED = 1_789_997_600.0  # Unix seconds
 HERTZ = 20
 EDGE = 0.25  # seconds of readings before and after
 GIB = 2**30

@@ -40,13 +40,12 @@ EVIL = '"><script>alert(1)</script>'
 def rt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[runtime.Runtime]:
     """The process's runtime in a fresh data folder, nothing loaded or started."""
     folder = tmp_path_factory.mktemp("compare")
-    (folder / "empty.toml").write_text("")
+    (folder / "dashboard.toml").write_text("[models]\npreload = false\n")
     with pytest.MonkeyPatch.context() as patch:
         for name in [row.variable for row in reference() if row.variable] + ["MILVUS_HOST", "OPENAI_API_KEY"]:
             patch.delenv(name, raising=False)
         patch.setenv("RAGDECK_DATA", str(folder / "data"))
-        patch.setenv("RAGDECK_CONFIG", str(folder / "empty.toml"))
-        patch.setenv("RAGDECK_PRELOAD", "false")
+        patch.setenv("RAGDECK_CONFIG", str(folder / "dashboard.toml"))
         runtime.shut_down()
         yield runtime.get()
         runtime.shut_down()
@@ -164,7 +163,7 @@ def test_a_side_that_is_none_says_which_and_what_to_do(app: AppTest, rt: runtime
 
 def test_queries_that_are_gone_are_counted(app: AppTest, rt: runtime.Runtime) -> None:
     ids = keep(rt, query(0), query(1))
-    assert "1 queries of this side are not stored" in open_page(app, a=f"{ids[0]},gone", b=ids[1]) or "1 query" in html(app)
+    assert "Not stored any more: 1 query of this side." in open_page(app, a=f"{ids[0]},gone", b=ids[1])
 
 
 def test_everything_of_users_and_documents_is_escaped(app: AppTest, rt: runtime.Runtime) -> None:
@@ -189,7 +188,7 @@ def test_everything_of_users_and_documents_is_escaped(app: AppTest, rt: runtime.
 def test_bars_point_to_the_faster_side_and_stay_inside() -> None:
     found = compare([query(0)], [query(1, {"hyde": 0, "rerank": 1.7})])
     page = BeautifulSoup(compare_view.stages_html(found), "html.parser")
-    styles = [str(bar["style"]) for bar in page.select(".rd-gap i")]
+    styles = [str(bar["style"]) for bar in page.select("tr:not(.part) .rd-gap i")]
     assert styles[0] == "left:0.00%;width:50.00%" and styles[1] == "left:50.00%;width:25.00%"
 
 

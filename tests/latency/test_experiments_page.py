@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
 import time
 from collections.abc import Iterator
 
 import pytest
+import uvicorn
+from starlette.applications import Starlette
 from streamlit.testing.v1 import AppTest
 
 import runtime
+from latency import load
 from latency.experiments import Experiment
 from latency.hardware_types import Cell, HardwareResult, Place, Row
 from latency.knee import find
 from latency.load import LoadPlan, LoadResult
 from latency.load_steps import Heard, Reading, Step, Told, step_of
+from rag import api
 from settings import reference
 from ui import experiment_live, experiments_view, hardware_view, load_view
 
@@ -87,7 +93,7 @@ def load_result() -> LoadResult:
 def hardware_result() -> HardwareResult:
     cells = tuple(Cell(size, clients, step(clients, 0.01 * size)) for size in (10, 20) for clients in (1, 4))
     rows = (
-        Row(Place("rerank", "in-process", "cpu", "fp32"), cells, "m", "cpu", "fp32", None, 1.0, 2.0),
+        Row(Place("rerank", "in-process", "cpu", "fp32"), cells, "m", "cpu", "fp32", None, 1.0),
         Row(Place("rerank", "in-process", "cuda:0", "bf16"), skipped="no <GPU> here"),
         Row(Place("embed", "in-process", "cpu", "fp32"), (Cell(1, 1, step(1, 0.1)),), "e", "cpu", "fp32"),
     )
@@ -231,6 +237,25 @@ def test_a_load_test_of_this_process_runs_shows_its_steps_and_is_stored(app: App
     assert found is not None and found.state == "finished" and found.environment["cores"]
     result = LoadResult.from_json(found.result or {})
     assert [each.users for each in result.steps] == [1, 2] and all(each.stages["embed"].n for each in result.steps)
+
+
+def test_rag_deck_s_own_api_tells_its_stages(rt: runtime.Runtime) -> None:
+    server = uvicorn.Server(uvicorn.Config(Starlette(routes=api.routes(lambda: rt)), log_level="critical", lifespan="off"))
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(64)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        plan = LoadPlan((1, 2), ("What is cold?",), 20, 5, api_url=f"http://127.0.0.1:{listener.getsockname()[1]}")
+        job = rt.jobs.submit("experiment", "load", load.work(None, plan))
+        assert job.wait(60) and job.error is None and job.result is not None
+        server.should_exit = True
+        thread.join(15)
+    for each in job.result.steps:
+        assert each.answered == 5 and {"embed", "search", "generate"} <= each.stages.keys() and each.slowest
+    rt.traces.flush()
+    kept = rt.traces.get(job.result.steps[0].slowest[0].query_id)
+    assert kept is not None and kept.options.caches == "bypass"
 
 
 def test_stop_ends_it_and_another_cannot_start_meanwhile(app: AppTest, rt: runtime.Runtime) -> None:

@@ -90,7 +90,7 @@ def test_this_machine_is_measured_and_what_it_lacks_is_a_reason(jobs: Jobs, lab:
     embed, rerank = rows["embed", "cpu fp32"], rows["rerank", "cpu fp32"]
     assert {cell.size for cell in embed.cells} == {1, 2, 4} and {cell.size for cell in rerank.cells} == {2, 4}
     for row in (embed, rerank):
-        assert row.skipped is None and row.device == "cpu" and row.precision == "fp32" and row.first_seconds
+        assert row.skipped is None and row.device == "cpu" and row.precision == "fp32" and row.load_seconds
         assert all(cell.step and cell.step.answered and cell.step.throughput > 0 and not cell.step.failed for cell in row.cells)
     assert "cuda:9" in str(rows["rerank", "cuda:9 fp32"].skipped) and not rows["rerank", "cuda:9 fp32"].cells
     assert rows["embed", "HTTP"].skipped == "no server is configured"

@@ -224,8 +224,8 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> StageTable:
 @pytest.mark.parametrize("heat", ["all", "warm", "cold"])
 def test_charts_are_plain_json_and_hold_every_query(table: StageTable, column: str, heat: percentiles.Heat) -> None:
     view = View(Selection(origin=EVERY), column, heat, "settings", 30 * 86_400.0)
-    found = summary.report(table, view)
-    told = next(line for line in found.lines if line.stage == column).of(heat)
+    found = summary.focus(table, view)
+    told = next(line for line in summary.whole(table, view.selection).lines if line.stage == column).of(heat)
     trend = latency_charts.trend_options(found.trend, column, 0.0, 1.0, dark=True)
     assert json.dumps(trend, allow_nan=False)
     n = told.n if told else 0
@@ -296,12 +296,12 @@ def test_a_list_says_what_it_lists() -> None:
 
 def test_the_trend_ends_now_and_is_as_long_as_the_time_asked_for(table: StageTable) -> None:
     view = View(Selection(), length=3600.0)
-    found = summary.report(table, view)
-    last = found.trend.buckets[-1].start + found.trend.step
-    assert latency_view.window(view, found, last + 50) == (last + 50 - 3600, last + 50)
+    trend = summary.focus(table, view).trend
+    last = trend.buckets[-1].start + trend.step
+    assert latency_view.window(view, trend, last + 50) == (last + 50 - 3600, last + 50)
     everything = View(Selection())
-    first = summary.report(table, everything).trend.buckets[0].start
-    assert latency_view.window(everything, summary.report(table, everything), 0.0)[0] == first <= float(np.min(table.started))
+    trend = summary.focus(table, everything).trend
+    assert latency_view.window(everything, trend, 0.0)[0] == trend.buckets[0].start <= float(np.min(table.started))
 
 
 def test_the_zone_decides_where_days_begin() -> None:

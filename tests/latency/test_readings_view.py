@@ -159,14 +159,15 @@ def test_engines_and_other_machines_stand_under_their_names() -> None:
 
 def test_inside_the_model_server() -> None:
     known = ServerSplit("generate", 1.0, 0.5, 3.5, "span s1")
-    soup = drawn(readings(series("cpu.busy_ratio", 0.4)), known, ServerSplit("search", reason=EVIL))
+    soup = drawn(readings(series("cpu.busy_ratio", 0.4)), known, ServerSplit("hyde", reason=EVIL))
+    assert labels(soup) == ["generate", "CPU"]
     bar = soup.select_one(".rd-bar")
     assert bar is not None and "left:50.00%;width:50.00%" in str(bar["style"])  # it ends with the stage
     widths = [float(re.search(r"width:([\d.]+)%", str(part["style"]))[1]) for part in bar.select("i")]  # type: ignore[index]
     assert widths == [20.0, 10.0, 70.0]
     assert "queue 1.00 s" in str(bar["title"]) and "from span s1" in str(bar["title"])
-    unknown = soup.select_one(".rd-unknown")
-    assert unknown is not None and unknown["title"] == EVIL and soup.find("script") is None
+    unknown = drawn(readings(series("cpu.busy_ratio", 0.4)), ServerSplit("generate", reason="why"))
+    assert not unknown.select(".rd-bar") and not unknown.select(".rd-source")
 
 
 def test_nothing_in_the_time_itself() -> None:
@@ -244,7 +245,7 @@ FULL = readings(
 CASES: dict[str, tuple[Any, ...]] = {
     "full": (FULL, SPLIT),
     "ours alone": (readings(*gpu(0), uses=(Use(LOCAL, 1, "python", gpu=0, ours=True),)),),
-    "none": (None,),
+    "none": (None, ServerSplit("generate", reason=f"{EVIL} served others too")),
     "notes alone": (readings(notes=("No GPU of this machine was read.",)), SPLIT),
 }
 
@@ -267,6 +268,8 @@ def test_without_others_there_is_no_list_of_them() -> None:
 
 
 def test_empty_states_say_why() -> None:
-    assert "No readings of this time." in html(shown("none")) and "from this version on" in html(shown("none"))
+    text = html(shown("none"))
+    assert "No readings of this time." in text and "from this version on" in text
+    assert "Inside the model server during generate: not known, " in text and "<script>" not in text
     text = html(shown("notes alone"))
     assert "No GPU of this machine was read." in text and "Inside the model server" in text

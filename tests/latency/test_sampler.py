@@ -388,9 +388,9 @@ def test_processes_are_looked_for_only_while_others_are_busy(made: Proc, clock: 
 def test_a_defect_of_one_pace_stops_no_other(made: Proc, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     sampler = sampler_of(made, clock)
     sampler.also = lambda: [][0]
-    looked(sampler, clock, 0.6)
+    looked(sampler, clock, 2.1)
     assert len(sampler.between(0, clock.now).groups[0].times) > 5
-    assert "the sampler could not" in caplog.text
+    assert caplog.text.count("the sampler failed at") == 1
 
 
 def test_the_thread_sleeps_between_queries(closing: list[Sampler]) -> None:

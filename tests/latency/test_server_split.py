@@ -157,3 +157,4 @@ def test_stages_that_asked_no_server() -> None:
     skipped = replace(answer(HYDE), stages=(Stage("hyde", skipped="off"),))
     assert server_split(Case(skipped), "hyde").reason == "the stage did not run"
     assert server_splits(Case(replace(answer(), stages=(), timeline=()))) == ()
+    assert server_splits(Case(answer(GENERATE, where="in-process"))) == ()
