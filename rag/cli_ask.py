@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -162,10 +163,8 @@ def percentiles(answers: Sequence[Answer]) -> dict[str, Any]:
 
 
 def _percentile(values: Sequence[float], percent: int) -> float:
-    """Linear interpolation between closest ranks (numpy's default)."""
-    import numpy as np
-
-    return round(float(np.percentile(values, percent)), 6)
+    """The smallest value with at least so many percent of all at or below it (nearest rank), as everywhere."""
+    return round(sorted(values)[max(0, math.ceil(percent / 100 * len(values)) - 1)], 6)
 
 
 # what is printed for people

@@ -95,7 +95,7 @@ def own_app(port: int, data: str) -> Iterator[str]:
 
 def everything(url: str, out: Path, fresh: bool, schemes: Sequence[str]) -> list[str]:
     complaints: list[str] = []
-    names = ("overview", "alerts", "queries", "machines", "services", "models", "knowledge")
+    names = ("overview", "alerts", "queries", "latency", "compare", "experiments", "machines", "services", "models", "knowledge")
     pages = {"ask": "/", **{name: f"/{name}" for name in names}}
     pages |= {"machine-local": "/machine?name=local", "machine-unknown": "/machine", "query-unknown": "/query?id=none"}
     with sync_playwright() as playwright:

@@ -45,6 +45,7 @@ STYLE = """<style>
 .rd-cmp > :nth-child(n+2) + p.rd { margin-top: 1rem; }
 @media (max-width: 640px) { .rd-gap { width: 4.5rem; } .rd-cmp .rd-wf { grid-template-columns: 3.9rem minmax(0, 1fr) 4.8rem; }
   .rd-cmp.stages :is(th, td):is(:nth-child(6), :nth-child(7), :nth-child(9)) { display: none; }
+  .rd-cmp.sets :is(th, td):nth-child(5) { display: none; }
   .rd-cmp .rd-table td { padding-right: .5rem; }
   .rd-cmp .rd-total { font-size: 1.35rem; } .rd-cmp.else :is(th, td):first-child { display: none; }
   .rd-cmp.else td.wrap { min-width: 5rem; } }
@@ -119,7 +120,7 @@ def stages_html(found: Comparison) -> str:
     lines += _lines(found.total, found, widest, kind="sum")
     head = "".join(f"<th{_right(place)}>{escape(text)}</th>" for place, text in enumerate(heads))
     return (
-        '<div class="rd rd-scroll rd-cmp stages"><table class="rd-table"><thead><tr>'
+        f'<div class="rd rd-scroll rd-cmp stages{"" if found.single else " sets"}"><table class="rd-table"><thead><tr>'
         f"{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
 
