@@ -6,9 +6,9 @@ import argparse
 
 from jobs import Event
 from latency import components, targets
-from latency.cli_parts import parts
 from latency.cli_run import document, experiment, opened, pairs
 from latency.components import ComponentsResult, Row
+from parts import parts
 from rag.cli_ask import seconds
 
 BYTES = ("memory_bytes", "memory_total_bytes")

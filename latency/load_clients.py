@@ -17,6 +17,7 @@ import orjson
 
 from jobs import Job
 from latency.load_steps import Told
+from rag.api import ORIGIN_HEADER
 from rag.errors import Kind, RagError
 from rag.types import Answer, Options
 
@@ -118,7 +119,7 @@ class HttpClient:
         self.url = ask_url(url)
         self._options = dict(options)
         self._added = {} if "caches" in options else {"caches": "bypass"}
-        headers = {"authorization": f"Bearer {token}"} if token else {}
+        headers = {ORIGIN_HEADER: "measure", **({"authorization": f"Bearer {token}"} if token else {})}
         limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
         times = httpx.Timeout(timeout, connect=min(5.0, timeout), pool=timeout)
         self._timeout = timeout

@@ -9,13 +9,13 @@ import streamlit as st
 
 from latency.compare import Comparison, compare
 from latency.reports import Report, comparison_report
-from latency.selection import KEYS, Loaded, load, parse
+from latency.selection import KEYS, Loaded, load, parse, set_text
 from rag.errors import RagError
 from rag.trace_rows import QueryFilter, QueryRow
 from rag.types import Answer
 from ui import cards, compare_view
 from ui.cached import now, the_runtime, zone
-from ui.format import escape, plural
+from ui.format import escape, plain_markdown, plural
 from ui.links import page
 
 runtime = the_runtime()
@@ -83,6 +83,15 @@ def picker(side: str, rows: list[QueryRow]) -> None:
         + ", ".join(f"{key} ({what})" for key, what in KEYS.items()),
     )
 
+    with st.popover("Build a set"):
+        values = {key: st.text_input(key, key=f"set-{side}-{key}", help=what, placeholder=what) for key, what in KEYS.items()}
+        st.button("Use this set", key=f"use-{side}", on_click=use_set, args=(side, set_text(values)))
+
+
+def use_set(side: str, text: str) -> None:
+    put(side, text)
+    forget(side)
+
 
 def pickers() -> None:
     text = st.text_input("Find stored queries", key="find", placeholder="Words in the question, or an id", width=420)
@@ -90,10 +99,24 @@ def pickers() -> None:
     for column, side in zip(st.columns(2, gap="medium"), SIDES, strict=True):
         with column:
             picker(side, rows)
-    latest = runtime.traces.search(limit=2)
-    if len(latest) == 2:
-        older, newer = latest[1].id, latest[0].id
-        st.button("Compare the last two queries", on_click=lambda: st.query_params.from_dict({"a": older, "b": newer}))
+
+
+def suggestion() -> None:
+    """With one side chosen: the last other query, of the same question where there is one. Else the last two queries."""
+    known = next((side for side in SIDES if side in st.query_params), None)
+    answer = runtime.traces.get(st.query_params[known]) if known else None
+    if known and answer is not None:
+        alike = runtime.traces.search(QueryFilter(text=answer.question.strip() or None), limit=MOST_LISTED)
+        others = [row for row in alike if row.question == answer.question] + runtime.traces.search(limit=2)
+        rows = [row for row in others if row.id != answer.id][:1]
+        sides = {known: answer.id, SIDES[1 - SIDES.index(known)]: rows[0].id} if rows else {}
+        label = f"Compare with {compare_view.option_text(rows[0], zone())}" if rows else ""
+    else:
+        rows = runtime.traces.search(limit=2)
+        sides = {"a": rows[1].id, "b": rows[0].id} if len(rows) == 2 else {}
+        label = "Compare the last two queries"
+    if sides:
+        st.button(plain_markdown(label), key="suggestion", on_click=st.query_params.from_dict, args=(sides,))
     else:
         st.html(cards.empty("There is nothing to compare yet.", "Ask at least two questions, or the same one twice."))
         st.page_link(page("ask"), label="Ask a question")
@@ -194,8 +217,7 @@ def results(found: Comparison) -> None:
             st.html(compare_view.measures_html(found))
 
 
-def show(sides: tuple[Loaded, Loaded]) -> None:
-    found = compare(sides[0].cases, sides[1].cases)
+def show(found: Comparison, sides: tuple[Loaded, Loaded]) -> None:
     answers = {case.answer.id: case.answer for side in sides for case in side.cases}
     typical = (answers[found.a.typical_id], answers[found.b.typical_id])
     head(found, sides, typical)
@@ -208,12 +230,15 @@ try:
     both = all(side in st.query_params for side in SIDES)
     if not both:
         pickers()
+        suggestion()
         st.stop()
     with st.expander("Choose other sides"):
         pickers()
-    first, second = loaded("a"), loaded("b")
-    if first is not None and second is not None:
-        show((first, second))
+    with st.spinner("Comparing…"):
+        first, second = loaded("a"), loaded("b")
+        found = compare(first.cases, second.cases) if first is not None and second is not None else None
+    if first is not None and second is not None and found is not None:
+        show(found, (first, second))
     else:
         st.page_link(page("queries"), label="All queries")
 except RagError as problem:

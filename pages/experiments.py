@@ -12,9 +12,9 @@ import streamlit as st
 
 from jobs import Job
 from latency import experiments
-from latency.cli_parts import parts
 from latency.experiments import Experiment
 from latency.reports import experiment_report
+from parts import parts
 from rag.errors import RagError
 from rag.types import Problem
 from ui import cards, experiment_forms, experiment_live, experiment_results, experiments_view

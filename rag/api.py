@@ -32,6 +32,7 @@ STATUS = {
     "bad_answer": 502,
     "timeout": 504,
 }
+ORIGIN_HEADER = "x-ragdeck-origin"  # `measure`: asked to measure, so it does not count as usual
 MAX_PAGE = 1000
 MAX_OFFSET = 10**12
 MAX_FILTER_CHARS = 20_000  # SQLite takes patterns of 50,000 bytes, and some characters are escaped
@@ -54,7 +55,9 @@ class AskRuntime(Protocol):
 
     traces: TraceStore
 
-    def submit_query(self, question: str, options: Options | None = None, *, remote_parent: str | None = None) -> Any: ...
+    def submit_query(
+        self, question: str, options: Options | None = None, *, remote_parent: str | None = None, origin: str = "ask"
+    ) -> Any: ...
     def default_options(self) -> Options: ...
     def status(self) -> Any: ...
 
@@ -105,9 +108,9 @@ class _Api:
         runtime = await self._runtime()
         body = await _json_body(request)
         question, options = _asked(body, runtime.default_options())
-        job = await run_in_threadpool(
-            lambda: runtime.submit_query(question, options, remote_parent=request.headers.get("traceparent"))
-        )
+        parent = request.headers.get("traceparent")
+        origin = "measure" if request.headers.get(ORIGIN_HEADER) == "measure" else "api"
+        job = await run_in_threadpool(lambda: runtime.submit_query(question, options, remote_parent=parent, origin=origin))
         if "text/event-stream" in request.headers.get("accept", "") or body.get("stream") is True:
             headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
             return StreamingResponse(_events(job, request), media_type="text/event-stream", headers=headers)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_server.interfaces import CacheMode
+from rag.api import ORIGIN_HEADER
 from rag.errors import RagError
 from rag.types import Answer, Options, Stage
 
@@ -23,7 +24,7 @@ Ask = Callable[[str, Callable[[str], None]], Answer]
 def run(given: argparse.Namespace) -> int:
     """Ask all questions, print each answer and, for a series, the percentiles. 0 when every query was answered."""
     questions = _questions(given) * given.repeat
-    series = given.repeat > 1 or given.questions is not None
+    series = _is_series(given)
     caches: CacheMode = given.caches or ("bypass" if series else "use")
     answers: list[Answer] = []
     for ask in _asker(given, caches):
@@ -58,6 +59,11 @@ def _questions(given: argparse.Namespace) -> list[str]:
     return found
 
 
+def _is_series(given: argparse.Namespace) -> bool:
+    """Many questions in one go measure; they do not count as usual afterwards."""
+    return given.repeat > 1 or given.questions is not None
+
+
 def _asker(given: argparse.Namespace, caches: CacheMode) -> Iterator[Ask]:
     """One function that asks; what it needs is opened before and closed after."""
     if given.api:
@@ -76,7 +82,7 @@ def _here(given: argparse.Namespace, caches: CacheMode) -> Iterator[Ask]:
         options = _options(given, running.default_options(), caches)
 
         def ask(question: str, show: Callable[[str], None]) -> Answer:
-            job = running.submit_query(question, options)
+            job = running.submit_query(question, options, origin="measure" if _is_series(given) else "cli")
             for event in job.follow():
                 if event is not None and event["type"] == "token":
                     show(event["text"])
@@ -115,6 +121,8 @@ def _remote(given: argparse.Namespace, caches: CacheMode) -> Iterator[Ask]:
             body[key] = getattr(given, key)
     token = os.environ.get("RAGDECK_TOKEN") or _token()
     headers = {"authorization": f"Bearer {token}"} if token else {}
+    if _is_series(given):
+        headers[ORIGIN_HEADER] = "measure"
     with httpx.Client(timeout=httpx.Timeout(600, connect=5), headers=headers) as client:
 
         def ask(question: str, show: Callable[[str], None]) -> Answer:

@@ -48,10 +48,10 @@ def card(finding: Finding, rank: int, *, many: bool = False) -> str:
 
 def body(finding: Finding, *, many: bool = False) -> str:
     """Everything but the title."""
-    items = "".join(f"<li>{_evidence_html(item, finding)}</li>" for item in finding.evidence)
+    items = "".join(f'<li style="font-size:inherit">{_evidence_html(item, finding)}</li>' for item in finding.evidence)
     parts = [
         f'<div class="rd-plain">{_saving_html(finding)}</div>',
-        f'<ul style="margin:.3rem 0;padding-left:1.2rem">{items}</ul>' if items else "",
+        f'<ul style="margin:.3rem 0;padding-left:1.2rem;font-size:inherit">{items}</ul>' if items else "",
         _paragraph(f"How the saving follows: {escape(finding.derivation)}", "rd-soft rd-small"),
         _paragraph(f"<strong>What to change:</strong> {escape(finding.change)}"),
         _paragraph(_queries_html(finding), "rd-small") if many else "",
@@ -60,7 +60,8 @@ def body(finding: Finding, *, many: bool = False) -> str:
 
 
 def _paragraph(html: str, classes: str = "") -> str:
-    return f'<p class="rd-plain {classes}" dir="auto" style="margin:.25rem 0">{html}</p>'
+    size = "" if "rd-small" in classes else ";font-size:inherit"
+    return f'<p class="rd-plain {classes}" dir="auto" style="margin:.25rem 0{size}">{html}</p>'
 
 
 def saving_text(finding: Finding) -> str:

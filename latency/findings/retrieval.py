@@ -45,9 +45,8 @@ def not_loaded(ledger: Ledger) -> Iterator[Draft]:
 
 def unflushed(ledger: Ledger) -> Iterator[Draft]:
     """Rows that were written and not flushed are compared one by one."""
-    rows = max(ledger.units("search", name) or 0.0 for name in ("unflushed_rows", "slow_rows")) / max(
-        1, len(ledger.pieces("search"))
-    )
+    pieces = ledger.pieces("search")
+    rows = max((piece.fact(name) or 0.0 for piece in pieces for name in ("unflushed_rows", "slow_rows")), default=0.0)
     if rows < LEAST_UNFLUSHED_ROWS:
         return
     usual = ledger.usual("search")
@@ -58,17 +57,14 @@ def unflushed(ledger: Ledger) -> Iterator[Draft]:
         wanted, confidence = ledger.excess("search").get("work", 0.0), "derived"
         derivation = f"{seconds(there)} of searching less the usual {seconds(expected)} ({count(usual.n, 'query')})."
     else:
-        wanted, confidence = min(there, rows * SECONDS_A_ROW * len(ledger.pieces("search"))), "suspected"
-        derivation = (
-            f"{count(rows, 'row')} × {seconds(SECONDS_A_ROW)} a row, as measured in Milvus Lite, at most the search's own time."
-        )
+        wanted, confidence = min(there, rows * SECONDS_A_ROW * len(pieces)), "suspected"
+        each = f"{count(rows, 'row')} × {seconds(SECONDS_A_ROW)} a row, as measured in Milvus Lite"
+        derivation = f"{each}, at most the search's own time."
     taken = ledger.take("search", wanted, *WORK)
     if taken <= 0:
         return
-    piece = ledger.pieces("search")[0]
-    text = (
-        f"The collection held {count(rows, 'row')} that were not flushed: the search compares them one by one, without an index."
-    )
+    piece = pieces[0]
+    text = f"The collection held {count(rows, 'row')} that were not flushed; without an index they are compared one by one."
     yield Draft(
         "store_unflushed",
         "store",
@@ -139,8 +135,8 @@ def _needed(ledger: Ledger, scored: float) -> tuple[float, str, Confidence] | No
 
 def _wider_search(ledger: Ledger, needed: float) -> float:
     """What the search took beyond the usual because it had to find more candidates than usual."""
-    usual, limit = ledger.usual("search"), ledger.work_load("search")
-    if usual is None or limit is None or limit < 2 * needed or ledger.stages["search"].cold:
+    usual, limit = ledger.usual("search"), max((piece.fact("limit") or 0.0 for piece in ledger.pieces("search")), default=0.0)
+    if usual is None or limit < 2 * needed:
         return 0.0
     beyond = ledger.left("search", *WORK, "other") - usual.compute - usual.other
     return ledger.take("search", beyond, *WORK, "other") if beyond > 4 * usual.spread else 0.0

@@ -18,7 +18,7 @@ LOOKED_AT = (
     "and answer, decoding; GPUs, processors and disks in the query's own time."
 )
 LEAST = "A finding has to cost at least 100 ms and 5 % of the time, and to have evidence."
-_MEANING = re.compile(r"([\\`*_{}\[\]()#+\-.!$~:|<>&])")
+_MEANING = re.compile(r"([\\`*_\[\]<>|~$#&])")
 
 
 def findings_text(findings: Sequence[Finding]) -> str:

@@ -136,7 +136,9 @@ def make(
         timeline=tuple(timeline),
         total_seconds=at,
         ttft_seconds=first,
-        tokens=Tokens(*(None, None) if written is None else (written.facts.get("prompt_tokens"), written.facts.get("completion_tokens"))),
+        tokens=Tokens(
+            *(None, None) if written is None else (written.facts.get("prompt_tokens"), written.facts.get("completion_tokens"))
+        ),
         options=options,
     )
     answer = replace(answer, **changes)
@@ -174,7 +176,9 @@ def _spans(answer: Answer) -> Iterable[SpanRecord]:
     for number, item in enumerate(answer.timeline):
         start = int((STARTED + item.start) * 1e9)
         end = start + int(item.seconds * 1e9)
-        yield SpanRecord(answer.id, f"{number + 1:016x}", None, item.stage, "CLIENT", start, end, "OK", {"ragdeck.stage": item.stage})
+        yield SpanRecord(
+            answer.id, f"{number + 1:016x}", None, item.stage, "CLIENT", start, end, "OK", {"ragdeck.stage": item.stage}
+        )
 
 
 # --------------------------------------------------------------------------------------------------------------- healthy

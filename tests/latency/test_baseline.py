@@ -24,7 +24,10 @@ SEARCH = Key("search", None, "http", None)
 
 def reranked(amounts: Sequence[int], seconds: Callable[[int], float], seed: int = 3) -> list[Case]:
     random = Random(seed)
-    parts = [(c.embed(), c.search(), c.rerank(seconds(amount) * random.uniform(0.95, 1.05), amount), c.generate()) for amount in amounts]
+    parts = [
+        (c.embed(), c.search(), c.rerank(seconds(amount) * random.uniform(0.95, 1.05), amount), c.generate())
+        for amount in amounts
+    ]
     return [c.make(found, number=number) for number, found in enumerate(parts)]
 
 
@@ -36,7 +39,11 @@ def test_the_line_of_seconds_over_the_work_load_is_found() -> None:
 
 def test_a_work_load_that_never_varies_counts_in_proportion() -> None:
     usual = build(reranked([40] * 20, lambda amount: 0.2)).usual[RERANK]
-    assert usual.fixed == 0 and usual.expected(40) == pytest.approx(0.2, rel=0.05) and usual.expected(80) == pytest.approx(0.4, rel=0.05)
+    assert (
+        usual.fixed == 0
+        and usual.expected(40) == pytest.approx(0.2, rel=0.05)
+        and usual.expected(80) == pytest.approx(0.4, rel=0.05)
+    )
     assert usual.expected(None) == usual.compute
 
 
@@ -58,7 +65,9 @@ def _slower(case: Case, times: float) -> Case:
     stage = case.stage("rerank")
     assert stage is not None
     slow = replace(stage, split=replace(stage.split, compute=stage.split.compute * times))
-    return replace(case, answer=replace(case.answer, stages=tuple(slow if each.stage == "rerank" else each for each in case.answer.stages)))
+    return replace(
+        case, answer=replace(case.answer, stages=tuple(slow if each.stage == "rerank" else each for each in case.answer.stages))
+    )
 
 
 def test_medians_of_the_split_and_of_the_language_model() -> None:
@@ -66,7 +75,9 @@ def test_medians_of_the_split_and_of_the_language_model() -> None:
     found = build(queries)
     assert found.usual[SEARCH].network == pytest.approx(0.04) and found.usual[RERANK].queue == pytest.approx(0.01)
     assert found.usual[RERANK].network is None
-    assert found.usual[GENERATE].per_second == pytest.approx(100, rel=0.01) and found.usual[GENERATE].ttft == pytest.approx(0.151, abs=0.002)
+    assert found.usual[GENERATE].per_second == pytest.approx(100, rel=0.01) and found.usual[GENERATE].ttft == pytest.approx(
+        0.151, abs=0.002
+    )
     assert found.usual[GENERATE._replace(stage=PREFILL)].expected(1500) == pytest.approx(0.151, abs=0.002)
     assert found.queries == 9 and found.near_equal_questions == 0 and found.rerank_moved == 35
 
@@ -84,7 +95,12 @@ def test_cold_failed_and_measuring_queries_are_left_out() -> None:
 
 def test_what_hyde_changed_and_how_far_reranking_reaches() -> None:
     queries = [
-        c.make(c.with_hyde(), number=number, lowest_kept=10 + number, hyde_effect=HydeEffect(number % 4 == 0, 0.8) if number < 16 else None)
+        c.make(
+            c.with_hyde(),
+            number=number,
+            lowest_kept=10 + number,
+            hyde_effect=HydeEffect(number % 4 == 0, 0.8) if number < 16 else None,
+        )
         for number in range(20)
     ]
     found = build(queries)
@@ -115,7 +131,9 @@ def stored(traces: TraceStore, cases: Sequence[Case]) -> None:
 
 def test_the_trace_file_says_the_same_as_the_cases(traces: TraceStore) -> None:
     random = Random(11)
-    queries = [c.healthy(random, number, found=c.with_hyde(), hyde_effect=HydeEffect(number % 5 == 0, 0.6)) for number in range(1, 31)]
+    queries = [
+        c.healthy(random, number, found=c.with_hyde(), hyde_effect=HydeEffect(number % 5 == 0, 0.6)) for number in range(1, 31)
+    ]
     stored(traces, queries)
     seen, built = from_store(traces), build(queries)
     assert set(seen.usual) == set(built.usual)

@@ -40,7 +40,7 @@ EVIL = '"><script>alert(1)</script>'
 def rt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[runtime.Runtime]:
     """The process's runtime in a fresh data folder, nothing loaded or started."""
     folder = tmp_path_factory.mktemp("compare")
-    (folder / "dashboard.toml").write_text("[models]\npreload = false\n")
+    (folder / "dashboard.toml").write_text("[models]\npreload = false\n[ingest]\nsample_corpus = false\n")
     with pytest.MonkeyPatch.context() as patch:
         for name in [row.variable for row in reference() if row.variable] + ["MILVUS_HOST", "OPENAI_API_KEY"]:
             patch.delenv(name, raising=False)
@@ -88,10 +88,21 @@ def test_without_queries_it_says_what_to_do(app: AppTest) -> None:
 def test_without_sides_it_offers_the_last_two(app: AppTest, rt: runtime.Runtime) -> None:
     ids = keep(rt, *(query(n) for n in range(3)))
     open_page(app)
-    app.button[0].click().run()
+    app.button(key="suggestion").click().run()
     assert not app.exception
     assert (app.query_params["a"], app.query_params["b"]) in ((ids[1], ids[2]), ([ids[1]], [ids[2]]))
     assert "Stage by stage" in html(app)
+
+
+def test_with_one_side_the_same_question_is_offered(app: AppTest, rt: runtime.Runtime) -> None:
+    ids = keep(rt, query(0, question="same *one*"), query(1, question="same *one*"), query(2), query(3, question="only once"))
+    open_page(app, a=ids[1])
+    button = app.button(key="suggestion")
+    assert button.label.startswith("Compare with same \\*one\\*")
+    button.click().run()
+    assert not app.exception and "Stage by stage" in html(app)
+    shown = BeautifulSoup(html(app), "html.parser")
+    assert [str(link["href"]) for link in shown.select(".rd-cmp > p > a")][:2] == [f"/query?id={ids[1]}", f"/query?id={ids[0]}"]
 
 
 def test_a_query_can_be_found_and_chosen_and_a_set_typed(app: AppTest, rt: runtime.Runtime) -> None:
@@ -137,6 +148,17 @@ def test_sets_show_intervals_and_counts(app: AppTest, rt: runtime.Runtime) -> No
     assert "proves nothing" not in shown
     rerank = BeautifulSoup(shown, "html.parser").select(".rd-cmp.stages tbody tr")[0]
     assert rerank.text.startswith("rerank") and "…" in rerank.text and "12, 12" in rerank.text
+
+
+def test_a_set_can_be_built_without_knowing_how_it_is_written(app: AppTest, rt: runtime.Runtime) -> None:
+    ids = keep(rt, query(0), query(1, fingerprint={"settings": "b b"}), query(2, fingerprint={"settings": "b b"}))
+    open_page(app, b=ids[0])
+    app.text_input(key="set-a-settings").set_value("b b").run()
+    app.text_input(key="set-a-limit").set_value("1").run()
+    app.button(key="use-a").click().run()
+    assert not app.exception
+    assert app.query_params["a"] in ("set:settings=b%20b;limit=1", ["set:settings=b%20b;limit=1"])
+    assert f"/query?id={ids[2]}" in html(app)
 
 
 def test_a_side_of_an_experiment_is_shown_by_its_name(app: AppTest, rt: runtime.Runtime) -> None:

@@ -24,7 +24,9 @@ def cut(found: tuple[c.Part, ...], stage: str, **changes: object) -> tuple[c.Par
     return c.replace_part(found, stage, **changes)
 
 
-def case(stage: str | None = None, *, readings: Callable[[Answer], object] = c.calm, found: object = None, **changes: object) -> Case:
+def case(
+    stage: str | None = None, *, readings: Callable[[Answer], object] = c.calm, found: object = None, **changes: object
+) -> Case:
     """The healthy query with one part changed."""
     parts = found or c.parts()
     if stage is not None:
@@ -49,12 +51,16 @@ HOT = on_machine(
     {"gpu.0.sm_clock_mhz": (680.0, 2040.0), "gpu.0.temperature_celsius": (92.0, 60.0), "gpu.0.utilization_ratio": (0.97, 0.1)},
     "sw_thermal_slowdown",
 )
-CAPPED = on_machine("rerank", {"gpu.0.sm_clock_mhz": (900.0, 2040.0), "gpu.0.power_watts": (72.0, 30.0)}, "sw_power_cap, gpu_idle")
+CAPPED = on_machine(
+    "rerank", {"gpu.0.sm_clock_mhz": (900.0, 2040.0), "gpu.0.power_watts": (72.0, 30.0)}, "sw_power_cap, gpu_idle"
+)
 TRAINING = U(LOCAL, 4711, "train.py", "docker 3f2a", gpu=0, memory_bytes=6 * c.GIB)
 SHARED = on_machine("rerank", {"gpu.0.utilization_ratio": (0.99, 0.99)}, uses=(TRAINING,))
 LOW = on_machine("rerank", {"gpu.0.sm_clock_mhz": (345.0, 345.0), "gpu.0.utilization_ratio": (0.9, 0.1)})
 FULL = on_machine("rerank", {"gpu.0.memory_used_ratio": (0.99, 0.99)})
-HOG = on_machine("rerank", {"cpu.busy_ratio": (0.98, 0.98)}, uses=(U(LOCAL, 99, "ffmpeg", "unit nightly.service", cpu_ratio=7.0),))
+HOG = on_machine(
+    "rerank", {"cpu.busy_ratio": (0.98, 0.98)}, uses=(U(LOCAL, 99, "ffmpeg", "unit nightly.service", cpu_ratio=7.0),)
+)
 OURS = on_machine("rerank", {"cpu.busy_ratio": (0.98, 0.98), "process.cpu_ratio": (7.0, 7.0)})
 DISK = on_machine("search", {"disk.nvme0n1.busy_ratio": (0.98, 0.97), "pressure.io.some_10s_ratio": (0.6, 0.5)})
 WAITING = on_machine("generate", {}, engine={"waiting": 4.0, "kv_cache_used_ratio": 0.4})
@@ -111,8 +117,16 @@ FOUND: dict[str, tuple[Case, Baseline, float]] = {
     "decode_slow": (case(found=(*c.parts()[:3], c.generate(rate=40.0))), USUAL, 99 / 40 - 0.99),
     "answer_long": (case(found=(*c.parts()[:3], c.generate(tokens=300))), USUAL, 2.0),
     "ttft_slow": (case(found=(*c.parts()[:3], c.generate(ttft=0.95))), USUAL, 0.8),
-    "llm_queue": (case(found=(*c.parts()[:3], c.generate(ttft=0.75, facts={"server_queue_seconds": 0.6})), readings=WAITING), USUAL, 0.6),
-    "kv_cache_full": (case(found=(*c.parts()[:3], c.generate(ttft=0.75, facts={"server_queue_seconds": 0.6})), readings=KV_FULL), USUAL, 0.6),
+    "llm_queue": (
+        case(found=(*c.parts()[:3], c.generate(ttft=0.75, facts={"server_queue_seconds": 0.6})), readings=WAITING),
+        USUAL,
+        0.6,
+    ),
+    "kv_cache_full": (
+        case(found=(*c.parts()[:3], c.generate(ttft=0.75, facts={"server_queue_seconds": 0.6})), readings=KV_FULL),
+        USUAL,
+        0.6,
+    ),
     "gpu_shared": (case("rerank", compute=0.8, readings=SHARED), USUAL, 0.6),
     "gpu_throttled": (case("rerank", compute=0.8, readings=HOT), USUAL, 0.6),
     "gpu_clocks_low": (case("rerank", compute=0.8, readings=LOW), USUAL, 0.6),
@@ -131,7 +145,11 @@ FOUND: dict[str, tuple[Case, Baseline, float]] = {
 # code -> cases that look like it and are not
 MISSED: dict[str, list[tuple[Case, Baseline]]] = {
     "model_loaded": [(case("rerank", load=0.03, cold=True), USUAL), (case("search", load=0.9), USUAL)],
-    "first_run": [(case("rerank", compute=0.23, cold=True), USUAL), (case("rerank", compute=1.3), USUAL), (case("rerank", compute=1.3, cold=True), NOTHING)],
+    "first_run": [
+        (case("rerank", compute=0.23, cold=True), USUAL),
+        (case("rerank", compute=1.3), USUAL),
+        (case("rerank", compute=1.3, cold=True), NOTHING),
+    ],
     "remote_model_per_request": [
         (case("rerank", **{**REMOTE, "compute": 1.85}), BUILT_ANEW),  # its server says that it computed
         (case("rerank", **{**SILENT, "compute": 0.2}), QUICK_REMOTE),
@@ -146,27 +164,58 @@ MISSED: dict[str, list[tuple[Case, Baseline]]] = {
         (c.make(c.with_hyde(1.2), readings=c.calm), replace(HYDE_USUAL, hyde_both=9, hyde_changed=0)),
         (c.make(c.with_hyde(1.2), readings=c.calm), replace(HYDE_USUAL, hyde_changed=30)),
     ],
-    "network_store": [(case(found=(c.embed(), c.search(trip=0.02, trips=2), c.rerank(), c.generate())), USUAL), (case("search", compute=0.7), USUAL)],
+    "network_store": [
+        (case(found=(c.embed(), c.search(trip=0.02, trips=2), c.rerank(), c.generate())), USUAL),
+        (case("search", compute=0.7), USUAL),
+    ],
     "network_model": [(case("rerank", **{**REMOTE, "network": 0.05}), USUAL)],
-    "store_unflushed": [(case("search", facts={"unflushed_rows": 4000}), USUAL), (case("search", compute=0.7, facts={"unflushed_rows": 3}), USUAL)],
+    "store_unflushed": [
+        (case("search", facts={"unflushed_rows": 4000}), USUAL),
+        (case("search", compute=0.7, facts={"unflushed_rows": 3}), USUAL),
+    ],
     "store_not_loaded": [(case("search", load=0.02, facts={"open_seconds": 0.02}), USUAL)],
     "too_many_candidates": [(many_candidates(), replace(USUAL, rerank_moved=250.0)), (case(), USUAL)],
-    "prompt_too_long": [(case(found=(*c.parts()[:3], c.generate(ttft=0.15, prompt=10_500))), USUAL), (case(found=(*c.parts()[:3], c.generate(ttft=1.05))), USUAL)],
-    "decode_slow": [(case(found=(*c.parts()[:3], c.generate(rate=85.0))), USUAL), (case(found=(*c.parts()[:3], c.generate(tokens=300))), USUAL)],
-    "answer_long": [(case(found=(*c.parts()[:3], c.generate(tokens=115))), USUAL), (case(found=(*c.parts()[:3], c.generate(rate=40.0))), USUAL)],
-    "ttft_slow": [(case(found=(*c.parts()[:3], c.generate(ttft=0.25))), USUAL), (case(found=(*c.parts()[:3], c.generate(ttft=0.95))), NOTHING)],
+    "prompt_too_long": [
+        (case(found=(*c.parts()[:3], c.generate(ttft=0.15, prompt=10_500))), USUAL),
+        (case(found=(*c.parts()[:3], c.generate(ttft=1.05))), USUAL),
+    ],
+    "decode_slow": [
+        (case(found=(*c.parts()[:3], c.generate(rate=85.0))), USUAL),
+        (case(found=(*c.parts()[:3], c.generate(tokens=300))), USUAL),
+    ],
+    "answer_long": [
+        (case(found=(*c.parts()[:3], c.generate(tokens=115))), USUAL),
+        (case(found=(*c.parts()[:3], c.generate(rate=40.0))), USUAL),
+    ],
+    "ttft_slow": [
+        (case(found=(*c.parts()[:3], c.generate(ttft=0.25))), USUAL),
+        (case(found=(*c.parts()[:3], c.generate(ttft=0.95))), NOTHING),
+    ],
     "llm_queue": [(case(readings=WAITING), USUAL)],
     "kv_cache_full": [(case(readings=KV_FULL), USUAL)],
-    "gpu_shared": [(case(readings=SHARED), USUAL), (case("rerank", compute=0.8, readings=on_machine("rerank", {"gpu.0.utilization_ratio": (0.1, 0.1)}, uses=(TRAINING,))), USUAL)],
+    "gpu_shared": [
+        (case(readings=SHARED), USUAL),
+        (
+            case("rerank", compute=0.8, readings=on_machine("rerank", {"gpu.0.utilization_ratio": (0.1, 0.1)}, uses=(TRAINING,))),
+            USUAL,
+        ),
+    ],
     "gpu_throttled": [(case(readings=HOT), USUAL), (case("generate", queue=0.9, readings=HOT), USUAL)],
     "gpu_clocks_low": [(case(readings=LOW), USUAL), (case("rerank", compute=0.8, readings=HOT), USUAL)],
     "gpu_persistence_off": [(case(readings=asleep), USUAL), (case("rerank", compute=1.2, readings=asleep), USUAL)],
     "vram_full": [(case(readings=FULL), USUAL)],
-    "cpu_saturated": [(case(readings=HOG), USUAL), (case("rerank", compute=0.8, readings=OURS), USUAL), (case("rerank", compute=0.8), USUAL)],
+    "cpu_saturated": [
+        (case(readings=HOG), USUAL),
+        (case("rerank", compute=0.8, readings=OURS), USUAL),
+        (case("rerank", compute=0.8), USUAL),
+    ],
     "cpu_ours": [(case(readings=OURS), USUAL), (case("rerank", compute=0.8, readings=HOG), USUAL)],
     "disk_saturated": [(case(readings=DISK), USUAL), (case("generate", compute=2.5, readings=DISK), USUAL)],
     "cache_misses": [(cached(True, 3), USUAL), (cached(False, 0), USUAL)],
-    "retries": [(case("generate", other=0.9), USUAL), (case("generate", facts={"attempts": 2, "waited_seconds": 0.03, "errors": ["reset"]}), USUAL)],
+    "retries": [
+        (case("generate", other=0.9), USUAL),
+        (case("generate", facts={"attempts": 2, "waited_seconds": 0.03, "errors": ["reset"]}), USUAL),
+    ],
     "padding_waste": [(case("rerank", facts={"truncated": 12}), USUAL), (case("rerank", facts={"padded_tokens": 900}), USUAL)],
     "client_queue": [(case("rerank", queue=0.04), USUAL)],
     "server_queue": [(case("rerank", **{**REMOTE, "queue": 0.04}), USUAL)],
@@ -211,10 +260,22 @@ def test_nothing_is_changed_and_the_answer_is_always_the_same() -> None:
 
 
 PAIRS = [
-    ("model_loaded", "network_store", (c.embed(), c.search(trip=0.3, trips=2), replace(c.rerank(), load=1.0, cold=True), c.generate())),
+    (
+        "model_loaded",
+        "network_store",
+        (c.embed(), c.search(trip=0.3, trips=2), replace(c.rerank(), load=1.0, cold=True), c.generate()),
+    ),
     ("retries", "client_queue", cut(cut(c.parts(), "generate", other=1.0, facts=REFUSED), "rerank", queue=0.7)),
-    ("decode_slow", "store_unflushed", (c.embed(), c.search(0.6, facts={"unflushed_rows": 4000}), c.rerank(), c.generate(rate=50.0))),
-    ("prompt_too_long", "network_model", (c.embed(), c.search(), replace(c.rerank(), where="http", device=None, network=0.6), c.generate(0.95, prompt=9500))),
+    (
+        "decode_slow",
+        "store_unflushed",
+        (c.embed(), c.search(0.6, facts={"unflushed_rows": 4000}), c.rerank(), c.generate(rate=50.0)),
+    ),
+    (
+        "prompt_too_long",
+        "network_model",
+        (c.embed(), c.search(), replace(c.rerank(), where="http", device=None, network=0.6), c.generate(0.95, prompt=9500)),
+    ),
     ("ttft_slow", "store_not_loaded", (c.embed(), replace(c.search(), load=0.7), c.rerank(), c.generate(0.8))),
     ("decode_slow", "answer_long", (*c.parts()[:3], c.generate(tokens=250, rate=45.0))),
     ("llm_queue", "decode_slow", (*c.parts()[:3], c.generate(0.65, rate=50.0, facts={"server_queue_seconds": 0.5}))),
@@ -227,7 +288,14 @@ def test_two_causes_at_once_are_both_among_the_first_three(one: str, two: str, f
     assert {one, two} <= set(codes), codes
 
 
-@pytest.mark.parametrize(("readings", "codes"), [(HOT, {"gpu_throttled", "client_queue"}), (SHARED, {"gpu_shared", "client_queue"}), (HOG, {"cpu_saturated", "client_queue"})])
+@pytest.mark.parametrize(
+    ("readings", "codes"),
+    [
+        (HOT, {"gpu_throttled", "client_queue"}),
+        (SHARED, {"gpu_shared", "client_queue"}),
+        (HOG, {"cpu_saturated", "client_queue"}),
+    ],
+)
 def test_a_machine_and_a_direct_cause_are_told_apart(readings: Callable[[Answer], object], codes: set[str]) -> None:
     found = find(case("rerank", compute=0.8, queue=0.5, readings=readings), USUAL)
     assert {each.code for each in found[:3]} == codes, told(found)
@@ -235,7 +303,12 @@ def test_a_machine_and_a_direct_cause_are_told_apart(readings: Callable[[Answer]
 
 
 def test_two_machine_causes_share_what_is_beyond_the_usual() -> None:
-    both = on_machine("rerank", {"gpu.0.sm_clock_mhz": (1020.0, 2040.0), "gpu.0.utilization_ratio": (0.99, 0.99)}, "hw_thermal_slowdown", uses=(TRAINING,))
+    both = on_machine(
+        "rerank",
+        {"gpu.0.sm_clock_mhz": (1020.0, 2040.0), "gpu.0.utilization_ratio": (0.99, 0.99)},
+        "hw_thermal_slowdown",
+        uses=(TRAINING,),
+    )
     found = find(case("rerank", compute=1.2, readings=both), USUAL)
     assert {each.code for each in found} == {"gpu_throttled", "gpu_shared"}, told(found)
     assert sum(each.saving_seconds or 0 for each in found) == pytest.approx(1.0, abs=0.05)
@@ -243,6 +316,7 @@ def test_two_machine_causes_share_what_is_beyond_the_usual() -> None:
 
 def test_a_machine_that_slows_several_stages_is_one_finding_with_their_sum() -> None:
     slow = cut(cut(c.parts(), "rerank", compute=0.8), "embed", compute=0.5)
+
     def busy(answer: Answer):  # type: ignore[no-untyped-def]
         return readings_of(answer, {"cpu.busy_ratio": 0.97}, uses=(U(LOCAL, 9, "stress", cpu_ratio=7.2),))
 
@@ -281,7 +355,9 @@ def test_the_server_spans_of_vllm_tell_its_queue() -> None:
 def test_a_queue_that_only_the_engines_metrics_show_is_derived() -> None:
     found = find(case(found=(*c.parts()[:3], c.generate(ttft=0.95)), readings=WAITING), USUAL)
     assert found[0].code == "llm_queue" and found[0].confidence == "derived"
-    assert found[0].saving_seconds == pytest.approx(0.8, rel=0.1) and any("4 requests waiting" in item.text for item in found[0].evidence)
+    assert found[0].saving_seconds == pytest.approx(0.8, rel=0.1) and any(
+        "4 requests waiting" in item.text for item in found[0].evidence
+    )
 
 
 def test_hyde_tells_what_it_did_in_this_query() -> None:
@@ -296,7 +372,14 @@ def test_causes_measured_come_before_those_suspected_of_the_same_size() -> None:
 
 
 def test_odd_facts_of_other_programs_are_ignored() -> None:
-    odd = {"attempts": "many", "waited_seconds": -3, "candidates": None, "tokens": True, "errors": 5, "open_seconds": float("nan")}
+    odd = {
+        "attempts": "many",
+        "waited_seconds": -3,
+        "candidates": None,
+        "tokens": True,
+        "errors": 5,
+        "open_seconds": float("nan"),
+    }
     parts = tuple(replace(part, facts={**part.facts, **odd}) for part in c.parts())
     query = c.make(parts, readings=c.calm)
     assert find(query, USUAL) == find(query, NOTHING) == ()

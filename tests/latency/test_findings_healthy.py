@@ -50,16 +50,37 @@ seconds = st.floats(0, 3)
 @st.composite
 def troubled(draw: st.DrawFn):  # type: ignore[no-untyped-def]
     """Any mixture of causes, with readings that blame several machines at once."""
-    rerank = c.rerank(draw(seconds), draw(st.integers(1, 600)), load=draw(seconds) if draw(st.booleans()) else 0.0, queue=draw(seconds))
+    rerank = c.rerank(
+        draw(seconds), draw(st.integers(1, 600)), load=draw(seconds) if draw(st.booleans()) else 0.0, queue=draw(seconds)
+    )
     rerank = replace(rerank, cold=draw(st.booleans()), device=draw(st.sampled_from(["cpu", "cuda:0"])))
-    search = c.search(draw(seconds), trip=draw(st.floats(0, 0.4)), trips=draw(st.integers(1, 4)), load=draw(seconds), facts={"unflushed_rows": 5000})
-    facts = {"attempts": draw(st.integers(1, 3)), "waited_seconds": draw(seconds), "errors": ["503"], "server_queue_seconds": draw(seconds)}
-    written = c.generate(draw(seconds), draw(st.integers(2, 600)), draw(st.floats(20, 200)), draw(st.integers(100, 12_000)), facts=facts)
+    search = c.search(
+        draw(seconds),
+        trip=draw(st.floats(0, 0.4)),
+        trips=draw(st.integers(1, 4)),
+        load=draw(seconds),
+        facts={"unflushed_rows": 5000},
+    )
+    facts = {
+        "attempts": draw(st.integers(1, 3)),
+        "waited_seconds": draw(seconds),
+        "errors": ["503"],
+        "server_queue_seconds": draw(seconds),
+    }
+    written = c.generate(
+        draw(seconds), draw(st.integers(2, 600)), draw(st.floats(20, 200)), draw(st.integers(100, 12_000)), facts=facts
+    )
     hyde = (c.hyde(draw(seconds)), c.embed(draw(seconds)), c.search(draw(seconds))) if draw(st.booleans()) else ()
     query = c.make((c.embed(draw(seconds)), search, *hyde, rerank, written))
     reason = Fact(LOCAL, "gpu.0.throttle_reasons", "hw_slowdown", 0.0, query.answer.total_seconds)
-    values = {"cpu.busy_ratio": draw(st.floats(0.5, 1)), "gpu.0.memory_used_ratio": 0.99, "disk.nvme0n1.busy_ratio": draw(st.floats(0.5, 1))}
-    readings = c.readings_of(query.answer, values, facts=[reason], uses=[Use(LOCAL, 5, "other", gpu=0, memory_bytes=1)], engine={"waiting": 2.0})
+    values = {
+        "cpu.busy_ratio": draw(st.floats(0.5, 1)),
+        "gpu.0.memory_used_ratio": 0.99,
+        "disk.nvme0n1.busy_ratio": draw(st.floats(0.5, 1)),
+    }
+    readings = c.readings_of(
+        query.answer, values, facts=[reason], uses=[Use(LOCAL, 5, "other", gpu=0, memory_bytes=1)], engine={"waiting": 2.0}
+    )
     return replace(query, readings=readings if draw(st.booleans()) else None)
 
 
@@ -99,7 +120,9 @@ def test_a_cause_in_many_queries_is_one_finding_with_their_sum() -> None:
     found = find_many(queries, USUAL)
     assert [each.code for each in found] == ["model_loaded"]
     total = sum(query.answer.total_seconds for query in queries)
-    assert found[0].cost_seconds == pytest.approx(12 * 1.84, rel=0.02) and found[0].share == pytest.approx(found[0].cost_seconds / total, rel=0.02)
+    assert found[0].cost_seconds == pytest.approx(12 * 1.84, rel=0.02) and found[0].share == pytest.approx(
+        found[0].cost_seconds / total, rel=0.02
+    )
     assert found[0].title.startswith("The reranker was loaded inside 12 of 84 queries: 22")
     assert len(found[0].query_ids) == 12 and found[0].query_ids[0] == loads[5].answer.id
 
@@ -124,16 +147,24 @@ def test_a_server_that_loads_its_model_in_each_request_builds_it_anew() -> None:
     assert "8 of 8 queries" in found[0].title and "handler" in found[0].change
     one_in_four = [c.make(slow if number % 4 == 0 else c.parts(), number=number, readings=c.calm) for number in range(16)]
     assert find_many(one_in_four, Baseline())[0].code in ("model_loaded", "remote_model_per_request")
-    mixed = [c.make(c.replace_part(slow, "rerank", load=1.8 if number % 4 == 0 else 0.0), number=number, readings=c.calm) for number in range(16)]
+    mixed = [
+        c.make(c.replace_part(slow, "rerank", load=1.8 if number % 4 == 0 else 0.0), number=number, readings=c.calm)
+        for number in range(16)
+    ]
     assert find_many(mixed, Baseline())[0].code == "model_loaded"
 
 
 def test_a_remote_model_that_takes_the_same_time_for_any_work_is_suspected() -> None:
     def parts(candidates: int):  # type: ignore[no-untyped-def]
-        slow = c.rerank(1.9 + 0.0005 * candidates, candidates, where="http", device=None, network=0.01, label="score (network estimated)")
+        slow = c.rerank(
+            1.9 + 0.0005 * candidates, candidates, where="http", device=None, network=0.01, label="score (network estimated)"
+        )
         return c.replace_part((c.embed(), c.search(), slow, c.generate()), "rerank")
 
-    queries = [c.make(parts(candidates), number=number, readings=c.calm) for number, candidates in enumerate((10, 20, 40, 60, 30, 15, 50, 25))]
+    queries = [
+        c.make(parts(candidates), number=number, readings=c.calm)
+        for number, candidates in enumerate((10, 20, 40, 60, 30, 15, 50, 25))
+    ]
     found = find_many(queries, Baseline())
     assert found[0].code == "remote_model_per_request" and found[0].confidence == "suspected"
     assert found[0].saving_seconds == pytest.approx(8 * 1.9, rel=0.1)

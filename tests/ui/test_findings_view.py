@@ -69,14 +69,16 @@ def test_nothing_stands_out_is_an_answer() -> None:
 def test_markdown_is_a_numbered_list() -> None:
     written = findings_view.findings_text([LOADED, replace(LOADED, saving_seconds=None)])
     assert written.startswith("1. **The reranker was loaded inside this query") and "\n2. **" in written
-    assert "   - The model pool says so\\. (at 0.50–2.34 s)" in written and "What to change: Keep models\\.preload" in written
+    assert "   - The model pool says so. (at 0.50–2.34 s)" in written and "What to change: Keep models.preload" in written
 
 
 def page() -> None:
     from tests.ui.test_findings_view import EVIL, LOADED
     from ui import findings_view
 
-    second = LOADED.__class__(**{**{name: getattr(LOADED, name) for name in LOADED.__dataclass_fields__}, "title": f"Two\n# {EVIL}"})
+    second = LOADED.__class__(
+        **{**{name: getattr(LOADED, name) for name in LOADED.__dataclass_fields__}, "title": f"Two\n# {EVIL}"}
+    )
     findings_view.render((LOADED, second), 3.0)
     findings_view.render((), 3.0, many=True)
 

@@ -1,4 +1,4 @@
-"""What the component tests need of a runtime, for commands: its store's place, models, addresses. Opens and loads nothing."""
+"""What the component tests need of a runtime: its store's place, models, addresses. Opens and loads nothing."""
 
 from __future__ import annotations
 
