@@ -6,7 +6,7 @@ import streamlit as st
 
 from rag.errors import RagError
 from rag.trace_rows import QueryFilter, QueryRow
-from ui import cards, charts, machines_view, overview_view, services_view
+from ui import cards, charts, latency_cached, latency_view, machines_view, overview_view, services_view
 from ui.cached import now, query_page, the_runtime, zone
 from ui.format import escape
 from ui.gauges import Tones, card_title
@@ -15,6 +15,7 @@ from ui.links import page
 REFRESH_SECONDS = 2.0
 LAST_QUERIES = 6
 MOST_TOTALS = 2000
+CAUSES, CAUSES_SECONDS = 3, 60.0
 
 runtime = the_runtime()
 
@@ -62,10 +63,26 @@ def live() -> None:
             st.html(cards.empty("Nothing has been asked yet.", "Ask a question: its times and its slowest stage show up here."))
 
 
+def causes() -> None:
+    """Why the last hour's queries took so long: the first three causes."""
+    try:
+        found = latency_cached.last_hour(int(now().timestamp() // 60))
+    except RagError:
+        return  # the last queries say what is wrong with the trace file
+    if not found.looked_at:
+        return
+    with st.container(border=True, gap="small"):
+        st.html(card_title(latency_view.findings_title(found)))
+        lines = [overview_view.cause(number, finding) for number, finding in enumerate(found.findings[:CAUSES], 1)]
+        st.html(f'<div class="rd">{"".join(lines)}</div>' if lines else cards.empty("Nothing stands out."))
+        st.page_link(page("latency"), label="Evidence, and what to change")
+
+
 st.title("Overview")
 for notice in runtime.deployment.problems:
     st.html(cards.note("warn", escape(notice)))
 st.fragment(live, run_every=REFRESH_SECONDS)()
+st.fragment(causes, run_every=CAUSES_SECONDS)()
 with st.container(horizontal=True, gap="small"):
     st.page_link(page("ask"), label="Ask")
     st.page_link(page("queries"), label="All queries")

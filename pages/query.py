@@ -49,7 +49,7 @@ with st.expander(f"Spans ({len(spans)})"):
                 seconds((span.start_unix_ns - zero) / 1e9),
                 seconds(span.seconds),
                 escape(span.status.lower() if span.status != "UNSET" else ""),
-                f'<span class="rd-soft rd-mono">{escape(span.span_id)}</span>',
+                f'<span id="span-{escape(span.span_id)}" class="rd-soft rd-mono">{escape(span.span_id)}</span>',
             ]
             for span in sorted(spans, key=lambda span: span.start_unix_ns)
         ]

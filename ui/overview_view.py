@@ -9,6 +9,7 @@ from datetime import UTC, datetime, tzinfo
 
 from collectors.alerts import Alert
 from collectors.views import MachineView, ServiceView, Snapshot
+from latency.types import Finding
 from rag.trace_rows import QueryRow
 from rag.types import STAGES
 from ui import alerts_view, cards, gauges, machines_view, query_list, services_view
@@ -241,3 +242,9 @@ def _query(row: QueryRow, longest: float, now: datetime, zone: tzinfo) -> str:
 
 
 _OUTCOMES: Mapping[str, str] = {"failed": "critical", "no_documents": "warn"}
+
+
+def cause(number: int, finding: Finding) -> str:
+    """A cause of slowness in one line: what it is, what it would save, how sure that is."""
+    saving = "" if finding.saving_seconds is None else f" · saves about {seconds(finding.saving_seconds)}"
+    return f'<div>{number}. {escape(finding.title)}<span class="rd-soft">{saving} · {escape(finding.confidence)}</span></div>'

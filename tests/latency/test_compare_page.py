@@ -38,7 +38,7 @@ EVIL = '"><script>alert(1)</script>'
 
 @pytest.fixture(scope="module")
 def rt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[runtime.Runtime]:
-    """The process's runtime in a fresh data folder, nothing loaded or started."""
+    """The process's runtime in a fresh data folder, without models and documents."""
     folder = tmp_path_factory.mktemp("compare")
     (folder / "dashboard.toml").write_text("[models]\npreload = false\n[ingest]\nsample_corpus = false\n")
     with pytest.MonkeyPatch.context() as patch:
@@ -47,7 +47,9 @@ def rt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[runtime.Runtime]:
         patch.setenv("RAGDECK_DATA", str(folder / "data"))
         patch.setenv("RAGDECK_CONFIG", str(folder / "dashboard.toml"))
         runtime.shut_down()
-        yield runtime.get()
+        running = runtime.started()
+        assert running.wait_warm(60)  # the store is open: closing it half open ends the process badly
+        yield running
         runtime.shut_down()
 
 

@@ -404,7 +404,9 @@ class FakeDeployment:
         self.restarted.append((machine, name))
         failed = name == "docker:whisper"
         self.audit.end(self.audit.begin(who, machine, f"restart {name}"), "failed" if failed else "done", EVIL if failed else "")
-        return Restarted(name, not failed, f"no such container {EVIL}" if failed else "", "Correct its name." if failed else "", 2.1)
+        return Restarted(
+            name, not failed, f"no such container {EVIL}" if failed else "", "Correct its name." if failed else "", 2.1
+        )
 
     def forget(self, name: str) -> None:
         self.history.forget(name)

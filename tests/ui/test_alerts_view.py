@@ -91,7 +91,9 @@ def test_titles() -> None:
 
 def test_ended_alerts_with_how_long_they_lasted() -> None:
     ended = replace(HOT, resolved_at=HOT.raised_at + 3 * 86_400, detail="", ended="no longer measured")
-    assert text(alerts_view.past([ended], SNAPSHOT, NOW, UTC)).endswith("GPU hot gpu 3 h100-1 91.0 °C 10 min ago 3 days no longer measured no")
+    assert text(alerts_view.past([ended], SNAPSHOT, NOW, UTC)).endswith(
+        "GPU hot gpu 3 h100-1 91.0 °C 10 min ago 3 days no longer measured no"
+    )
 
 
 def test_the_csv_has_times_in_utc_and_no_formulas() -> None:
