@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,6 +14,9 @@ from starlette.middleware import Middleware
 from streamlit import config
 
 import runtime
+from collectors import metrics_api
+from collectors.alerts import Alert
+from collectors.views import Snapshot
 from guard import Guard, Policy
 from latency.otlp import api as receiving
 from rag import api
@@ -67,7 +70,13 @@ async def lifespan(_: Any) -> AsyncIterator[None]:
     runtime.shut_down()
 
 
-ROUTES = [*api.routes(runtime.started), *receiving.routes(runtime.started)]
+def watched() -> tuple[Snapshot, Sequence[Alert]]:
+    """What /metrics tells of."""
+    running = runtime.started()
+    return running.sweep.snapshot(), running.alerts.active()
+
+
+ROUTES = [*api.routes(runtime.started), *receiving.routes(runtime.started), *metrics_api.routes(watched)]
 
 app = st.App("ui/frame.py", lifespan=lifespan, routes=ROUTES, middleware=[Middleware(Guard, policy=current_policy)])
 

@@ -277,7 +277,7 @@ pre{font:inherit;white-space:pre-wrap;overflow-wrap:anywhere;background:var(--fa
 padding:.6rem .8rem;margin:.4rem 0}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.88rem;margin:.4rem 0}
 th,td{border-bottom:1px solid var(--line);padding:.25rem .9rem .25rem 0;vertical-align:top;overflow-wrap:break-word}
-td:not(.n):not(:first-child){min-width:6rem}
+td:not(.n):not(:first-child){min-width:6rem}td:not(.n):last-child{min-width:11rem}
 th{font-weight:500;color:var(--soft);white-space:nowrap}.n{text-align:right;white-space:nowrap}
 table.bars{width:100%;table-layout:auto}.bars th,.bars td{border:0;vertical-align:middle;padding:.1rem .6rem .1rem 0}
 .bars td.bar{width:100%}.bar svg{display:block;width:100%;height:14px;background:var(--faint)}

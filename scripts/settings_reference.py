@@ -41,6 +41,7 @@ WATCHED = """
 # user = "ubuntu"
 # key = "~/.ssh/id_ed25519"
 # units = ["gpu-server.service"]
+# restart = ["gpu-server.service", "docker:whisper"]  # may be restarted on the page Machine
 
 # A service to probe: http, gpu_server, openai-chat, openai-embeddings, rerank, whisper, ocr, milvus, redis, postgres, tcp.
 # [[services]]

@@ -27,16 +27,18 @@ _MAGIC = (
     (b"%PDF-", "a PDF"),
     (b"\x89PNG", "a PNG image"),
     (b"\xff\xd8\xff", "a JPEG image"),
-    (b"GIF8", "a GIF image"),
+    (b"GIF87a", "a GIF image"),
+    (b"GIF89a", "a GIF image"),
     (b"II*\0", "a TIFF image"),
     (b"MM\0*", "a TIFF image"),
     (b"\x1f\x8b", "a gzip archive"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
-    (b"Rar!", "a RAR archive"),
+    (b"Rar!\x1a\x07", "a RAR archive"),
     (b"\x7fELF", "a program"),
-    (b"ID3", "an MP3 recording"),
-    (b"OggS", "an Ogg recording"),
-    (b"SQLite format 3", "an SQLite database"),
+    (b"ID3\x03\0", "an MP3 recording"),
+    (b"ID3\x04\0", "an MP3 recording"),
+    (b"OggS\0", "an Ogg recording"),
+    (b"SQLite format 3\0", "an SQLite database"),
     (b"{\\rtf", "an RTF document"),
 )
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
@@ -81,7 +83,7 @@ def _kind(name: str, data: bytes) -> str | None:
         return "an encrypted Office document" if locked else "an Office document of before 2007 (.doc, .xls, .ppt)"
     if data.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return _kind_of_zip(name, data)
-    if data[4:8] == b"ftyp":
+    if data.startswith(b"\0\0\0") and data[4:8] == b"ftyp":
         return "a video or recording (MP4)"
     return next((kind for magic, kind in _MAGIC if data.startswith(magic)), None)
 

@@ -60,7 +60,7 @@ def named_lines(rows: Iterable[Row]) -> Iterator[Line]:
                 yield number, line(shown, cells)
         for number, cells in block:
             yield number, line(shown, cells)
-        first = False
+        first = first and widest == 1  # a title above the table is no table
 
 
 def _until_blank(rows: Iterator[Row]) -> Iterator[Row]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 
 from latency import baseline as baselines
@@ -142,14 +142,15 @@ def experiment(name: str, pairs: Sequence[tuple[Case, Case]], usual: Baseline) -
 
 
 def ask(world: World) -> Case:
-    """One query by the real path, with the spans that its servers left and the readings of its window."""
+    """One query by the real path, with the spans that its servers left, the readings of its window and what HyDE changed."""
     watch = EngineWatch(world.llm.address) if world.llm else None
     with watch.running() if watch else nullcontext():
         done = _run(world)
     assert done.answer.outcome == "answered", done.answer.error
-    readings = world.readings(done.answer)
+    found = done.answer if done.shadow is None else replace(done.answer, hyde_effect=done.shadow())
+    readings = world.readings(found)
     spans = [*done.spans, *(world.llm.spans_of(done.spans[0].trace_id) if world.llm else ())]
-    return Case(done.answer, tuple(spans), watch.onto(readings) if watch else readings)
+    return Case(found, tuple(spans), watch.onto(readings) if watch else readings)
 
 
 def _run(world: World) -> Finished:

@@ -33,7 +33,7 @@ QUICK = 0.0008  # seconds a candidate of the rerank server takes
 @dataclass(frozen=True, slots=True)
 class Pace:
     """How `FakeVllm` answers. Seconds. `refusals` answers of 503 come first, each asking for a pause; `kv_ratio` is what it
-    says its cache is full of."""
+    says its cache is full of. It says numbered words, or where it `echoes` the last line that it was given, again and again."""
 
     queue: float = 0.0
     prefill: float = 0.01
@@ -45,6 +45,7 @@ class Pace:
     kv_ratio: float = 0.08
     waiting: int = 0
     preemptions: int = 0
+    echoes: bool = False
 
 
 @dataclass
@@ -166,8 +167,9 @@ def _handler(owner: FakeVllm) -> type[BaseHTTPRequestHandler]:
                 prefilled = time.perf_counter()
                 self._head()
                 count = min(pace.tokens, body["max_tokens"])
+                said = body["messages"][-1]["content"].splitlines()[-1].split() if pace.echoes else []
                 for number in range(count):
-                    self._event(_chunk(f"word{number} "))
+                    self._event(_chunk(f"{said[number % len(said)]} " if said else f"word{number} "))
                     # by the clock, so that a busy machine does not make each token a little later
                     _sleep(prefilled + (number + 1) * pace.per_token - time.perf_counter())
             self._event(_chunk("", "stop" if count == pace.tokens else "length"))

@@ -52,7 +52,7 @@ QUESTIONS = (
 OPTIONS = Options(hyde="off", candidates=40, keep=6, caches="bypass")
 PROMPTS = Prompts(
     "Answer from the passages.\n{passages}\nQuestion: {question}",
-    "Answer in one paragraph: {question}",
+    "Answer in one paragraph.\n{question}",
     max_tokens=64,
     timeout=20.0,
 )
@@ -284,9 +284,10 @@ class Bench:
 
     @cached_property
     def slow_writer(self) -> World:
-        """A language model of 60 tokens a second."""
-        llm = self._open.enter_context(FakeVllm(Pace(per_token=0.016)))
-        return replace(self.local.with_clients(chat=self.new_chat(llm)), llm=llm)
+        """A language model of 60 tokens a second that says nothing but the question: such a hypothesis
+        leaves what is found for the first three questions as it is."""
+        llm = self._open.enter_context(FakeVllm(Pace(per_token=0.016, echoes=True)))
+        return replace(self.local.with_clients(chat=self.new_chat(llm)), llm=llm, questions=QUESTIONS[:3])
 
     @cached_property
     def gpu_embedder(self) -> World:
