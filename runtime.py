@@ -50,6 +50,7 @@ from settings import VERSION, Settings, load, save_edited
 
 DAY_SECONDS = 86_400.0
 MEND_SECONDS = 5.0
+STARTING_SECONDS = 20.0
 LONGEST_MEND_SECONDS = 300.0
 ROOT = Path(__file__).parent
 SAMPLES = ROOT / "samples" / "field-guide"
@@ -190,6 +191,8 @@ class Runtime:
         self._ending.set()
         if not self.jobs.stop(10.0):
             log.warning("some jobs did not end within 10 s")
+        if self._started:  # closing models and store while they still open would end the process with abort()
+            self._warm.wait(STARTING_SECONDS)
         self.investigation.stop()
         self.deployment.stop()
         self.store.close()

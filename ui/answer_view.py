@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
+from latency.reports import query_report
 from latency.server_split import server_splits
 from latency.types import Case, Finding
 from rag.types import Answer
@@ -26,7 +27,7 @@ def render(case: Case, findings: tuple[Finding, ...], *, key: str = "") -> None:
         _answer(answer, key)
         _time(case, key)
         _why(answer, findings)
-        _details(answer, key)
+        _details(case, findings, key)
     with right:
         _passages(answer)
 
@@ -101,7 +102,8 @@ def _passages_title(answer: Answer, kept: int) -> str:
     return f"{plural(kept, 'passage')} kept of {plural(len(answer.passages), 'candidate')}"
 
 
-def _details(answer: Answer, key: str) -> None:
+def _details(case: Case, findings: tuple[Finding, ...], key: str) -> None:
+    answer = case.answer
     if answer.answer:
         with st.expander("Answer as text, to copy"):
             st.code(exports.answer_text(answer), language=None, wrap_lines=True)
@@ -121,7 +123,7 @@ def _details(answer: Answer, key: str) -> None:
             for message in answer.prompt:
                 st.caption(message.get("role", ""))
                 st.code(message.get("content", ""), language=None, wrap_lines=True, height=320)
-    _downloads(answer, key)
+    _downloads(case, findings, key)
 
 
 def _timing_notes(answer: Answer) -> str:
@@ -134,10 +136,13 @@ def _timing_notes(answer: Answer) -> str:
     return f'<div class="rd rd-soft">{escape(" · ".join(parts))}</div>'
 
 
-def _downloads(answer: Answer, key: str) -> None:
+def _downloads(case: Case, findings: tuple[Finding, ...], key: str) -> None:
+    answer = case.answer
     name = f"query-{answer.id[:12]}"
     with st.container(horizontal=True, gap="small"):
         files = (
+            ("Report", "html", "text/html", lambda: query_report(case, findings).html().encode()),
+            ("Report as Markdown", "md", "text/markdown", lambda: query_report(case, findings).markdown().encode()),
             ("JSON", "json", "application/json", lambda: exports.answer_json(answer)),
             ("Stages CSV", "stages.csv", "text/csv", lambda: exports.stages_csv(answer)),
             ("Passages CSV", "passages.csv", "text/csv", lambda: exports.passages_csv(answer)),

@@ -30,7 +30,10 @@ def figure(value: float) -> str:
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else "–"
     decimals = 2 - math.floor(math.log10(abs(value)))
-    text = f"{round(value, decimals):,.{max(0, decimals)}f}"
+    rounded = round(value, decimals)
+    if rounded and math.floor(math.log10(abs(rounded))) > math.floor(math.log10(abs(value))):
+        decimals -= 1  # 9.996 became 10.0
+    text = f"{rounded:,.{max(0, decimals)}f}"
     return text if "." not in text or decimals <= 2 else text.rstrip("0").rstrip(".")
 
 

@@ -10,7 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rag.loaders.document import SEPARATOR, LoadedDocument, LoadError, Parsed, Section, SectionKind, clean, has_words, printable, short
+from rag.loaders.document import (
+    SEPARATOR,
+    LoadedDocument,
+    LoadError,
+    Parsed,
+    Section,
+    SectionKind,
+    clean,
+    has_words,
+    printable,
+    short,
+)
 from rag.loaders.files import SUPPORTED, FileProblem, Found, Skipped, SourceFile, find, read, unsupported
 
 __all__ = [
@@ -72,7 +83,9 @@ def _reader(suffix: str) -> Callable[[str, bytes], Parsed]:
 
     readers: dict[str, Callable[[str, bytes], Parsed]] = {".txt": text.read_text, ".pdf": pdf.read_pdf, ".epub": epub.read_epub}
     readers |= dict.fromkeys((".md", ".markdown"), text.read_markdown) | dict.fromkeys((".html", ".htm"), text.read_html)
-    readers |= dict.fromkeys((".csv", ".tsv"), delimited.read_csv) | dict.fromkeys((".jsonl", ".ndjson"), json_data.read_json_lines)
+    readers |= dict.fromkeys((".csv", ".tsv"), delimited.read_csv) | dict.fromkeys(
+        (".jsonl", ".ndjson"), json_data.read_json_lines
+    )
     readers |= {".docx": word.read_docx, ".pptx": slides.read_pptx, ".xlsx": sheets.read_xlsx, ".json": json_data.read_json}
     return readers[suffix]
 

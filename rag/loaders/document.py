@@ -28,7 +28,7 @@ class LoadError(RagError):
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A piece of a document with one place in it: `location` is a page (`p. 3`), a slide, rows or a heading path; None without one."""
+    """A piece of a document. `location` is a page (`p. 3`), a slide, rows or a heading path, None where there is none."""
 
     text: str
     location: str | None

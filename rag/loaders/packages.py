@@ -129,7 +129,9 @@ def open_package(name: str, data: bytes) -> zipfile.ZipFile:
     worst = max((entry for entry in entries if entry.file_size > RATIO_BYTES), key=_ratio, default=None)
     if expanded > MAX_EXPANDED_BYTES or (worst is not None and _ratio(worst) > MAX_RATIO):
         why = f"{len(data):,} bytes that expand to {expanded:,}" + (f", one entry {_ratio(worst):,.0f}-fold" if worst else "")
-        raise LoadError(name, f"is or looks like a ZIP bomb ({why})", "Split the document, or save it again with its own program.")
+        raise LoadError(
+            name, f"is or looks like a ZIP bomb ({why})", "Split the document, or save it again with its own program."
+        )
     return archive
 
 
@@ -156,7 +158,7 @@ def check_office(name: str, data: bytes, streamed: Iterable[str] = ()) -> None:
                 if _declares_type(handle):
                     raise LoadError(
                         name,
-                        f"declares XML entities in {entry.filename!r:.200}, which Office files never do and which can be an attack",
+                        f"declares a document type in {entry.filename!r:.200}, as entity bombs do and Office files never",
                         "Save it again with its own program if you trust it.",
                     )
             if entry.filename.endswith((".xml", ".rels", ".vml")) and not entry.filename.startswith(tuple(streamed)):

@@ -100,7 +100,9 @@ def _labels(cells: Sequence[str]) -> bool:
 
 def _values_below(cells: Sequence[str], below: Sequence[Sequence[str]]) -> bool:
     columns = [index for index, cell in enumerate(cells) if cell.strip()]
-    return any(_VALUE.fullmatch(row[index].strip()) for row in below for index in columns if index < len(row) and row[index].strip())
+    return any(
+        _VALUE.fullmatch(row[index].strip()) for row in below for index in columns if index < len(row) and row[index].strip()
+    )
 
 
 def table_text(rows: Sequence[Sequence[str]]) -> str:

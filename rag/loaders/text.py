@@ -65,14 +65,16 @@ def _note(encoding: str) -> str:
 
 
 def _guess(data: bytes) -> str:
-    """A code page by charset_normalizer. Where several fit as well, Hebrew if its letters form whole words, else Western Europe."""
+    """A code page by charset_normalizer. Of several that fit: Hebrew if its letters form whole words, else Western Europe."""
     from charset_normalizer import from_bytes
 
     runs = _BEYOND_ASCII.findall(data[:SAMPLE_BYTES])
     if sum(map(len, runs)) < EVIDENCE_BYTES:
         return "cp1252"
     sample = data[:SAMPLE_BYTES]
-    matches = list(from_bytes(sample[: sample.rfind(b"\n") + 1] or sample, cp_isolation=list(_NAMES)))
+    if len(data) > SAMPLE_BYTES:  # not within a letter of several bytes
+        sample = sample[: sample.rfind(b"\n") + 1] or sample
+    matches = list(from_bytes(sample, cp_isolation=list(_NAMES)))
     if not matches:
         return "cp1252"
     best = [match for match in matches if (match.chaos, match.coherence) == (matches[0].chaos, matches[0].coherence)]

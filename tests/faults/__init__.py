@@ -2,9 +2,9 @@
 
 `laboratory.py` runs and measures, `world.py` builds what the path calls, `servers.py`, `fakes.py` and `readings.py` are what is made
 slow, `causes_*.py` are the causes. `python -m tests.faults` prints the table below anew: seconds without and with the cause (medians
-of 5 pairs on two cores), what removing it saves, what the findings say that it saves, and its rank among them.
+of 5 pairs on two cores), what removing it saves, and what the finding says that it saves, which came first each time.
 
-    cause                                         healthy     slow   saving     said  rank
+    cause                                         healthy     slow   saving     said
     embedder loaded inside the request              0.123    0.750    0.627    0.618
     reranker loaded inside the request              0.119    0.582    0.463    0.450
     first run after the load                        0.133    0.576    0.442    0.451

@@ -51,10 +51,10 @@ def hyde_before(bench: Bench, world: World) -> Sequence[Case]:
 
 
 FAULTS = (
-    Fault("vLLM queues", "llm_queue", paced(queue=0.42, waiting=5)),
-    Fault("vLLM's KV cache is full", "kv_cache_full", paced(queue=0.42, waiting=3, kv_ratio=0.997, preemptions=1)),
+    Fault("vLLM queues", "llm_queue", paced(queue=0.4, waiting=5)),
+    Fault("vLLM's KV cache is full", "kv_cache_full", paced(queue=0.4, waiting=3, kv_ratio=0.997, preemptions=1), only_long=True),
     Fault("slow first token", "ttft_slow", paced(prefill=0.43), only_long=True),
-    Fault("slow decoding", "decode_slow", paced(per_token=0.022)),
+    Fault("slow decoding", "decode_slow", paced(per_token=0.021)),
     Fault("503 first, then an answer", "retries", paced(refusals=1, retry_after=1)),
     Fault("prompt of 10,000 tokens", "prompt_too_long", long_prompt, base=lambda bench: bench.long_world),
     Fault("long answer", "answer_long", long_answer, only_long=True),

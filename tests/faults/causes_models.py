@@ -14,7 +14,7 @@ from tests.faults.laboratory import Fault, ask
 from tests.faults.servers import QUICK, rerank_server
 from tests.faults.world import Bench, World, texts
 
-LOAD_SECONDS = 0.45
+LOAD_SECONDS = 0.4
 CONSTRUCTION_SECONDS = 0.55
 WORK_LOADS = (5, 10, 20, 40, 20, 10)
 RERANKS_BEFORE = 16
@@ -145,6 +145,7 @@ FAULTS = (
         given_up,
         base=lambda bench: bench.foreign_reranker,
         note="the server is a fake",
+        only_long=True,
     ),
     Fault(
         "a queue at our GPU server",

@@ -18,7 +18,7 @@ from rag.query import Finished, answer
 from tests.faults.readings import EngineWatch
 from tests.faults.world import Bench, World
 
-HEALTHY = 10
+HEALTHY = 8
 REPEATS = 3
 LEAST_COST_SECONDS = 0.3
 TOLERANCE_RATIO = 0.25
@@ -33,8 +33,7 @@ class Fault:
     """One cause. `code` is the finding that is expected first; `base` gives the healthy world that it is put into.
 
     `history` is what was asked before, where that is not the healthy world; `note` says what of the cause is not real.
-    It has to cost `least_seconds`, in `repeats` runs at least; `costs_little`: less than what is judged; `only_long`: in the long
-    series alone.
+    It has to cost `least_seconds`; `costs_little`: less than what is judged; `only_long`: in the long series alone.
     """
 
     name: str
@@ -44,7 +43,6 @@ class Fault:
     history: History | None = None
     note: str = ""
     least_seconds: float = LEAST_COST_SECONDS
-    repeats: int = 0
     costs_little: bool = False
     only_long: bool = False
 
@@ -127,7 +125,7 @@ class Laboratory:
         usual = self.usual(world) if fault.history is None else baselines.build(fault.history(self.bench, world))
         ask(world)
         pairs = []
-        for _ in range(repeats or max(self.repeats, fault.repeats)):
+        for _ in range(repeats or self.repeats):
             with fault.inject(self.bench, world) as slow:
                 worse = ask(slow)
             pairs.append((ask(world), worse))

@@ -46,7 +46,7 @@ def always(fault: Fault) -> Fault:
 
 def test_a_model_that_was_always_loaded_for_each_request_is_found(laboratory: Laboratory):
     fault = BY_NAME["embedder loaded inside the request"]
-    check(fault, laboratory.try_out(always(fault)))
+    check(fault, laboratory.try_out(always(fault), 1))
 
 
 @pytest.mark.long

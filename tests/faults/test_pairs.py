@@ -17,7 +17,7 @@ PAIRS = (
     ("reranker loaded inside the request", "collection released"),
     ("collection never flushed", "long answer"),
     ("500 candidates", "vLLM queues"),
-    ("store 300 ms away", "slow decoding"),
+    ("store 150 ms away", "slow decoding"),
     ("GPU throttled by heat", "slow decoding"),
     ("GPU shared with another process", "503 first, then an answer"),
     ("busy disk", "reranker on the CPU beside an idle GPU"),

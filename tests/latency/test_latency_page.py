@@ -54,7 +54,9 @@ def rt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[runtime.Runtime]:
         (folder / "empty.toml").write_text("")
         patch.setenv("RAGDECK_CONFIG", str(folder / "empty.toml"))
         runtime.shut_down()
-        yield runtime.get()
+        running = runtime.started()
+        assert running.wait_warm(90)
+        yield running
         runtime.shut_down()
 
 

@@ -156,7 +156,7 @@ def test_newlines_and_characters_that_break_words(tmp_path: Path) -> None:
         ("blank.txt", b" \n\t\n", "holds no words"),
         ("rule.md", b"---\n***\n", "holds no words"),
         ("scripted.html", b"<html><script>render()</script></html>", "holds no words"),
-        ("table.csv", b"a,b", ".csv files are not supported"),
+        ("table.ods", b"a,b", ".ods files are not supported"),
         ("empty.pdf", b"%PDF", "is a broken PDF"),
     ],
 )

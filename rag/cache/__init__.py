@@ -1,0 +1,1 @@
+"""The parts of the semantic cache; `rag/semantic_cache.py` is the door."""

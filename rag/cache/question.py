@@ -1,0 +1,325 @@
+"""What a question asks, as tokens that can be compared: typed ones (numbers, articles, dates …) and the concepts of its words.
+
+`analyse` reads one question by itself; what two of them have in common is `rag/cache/guards.py`'s matter.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+from rag.cache.lexicon import Entry, Lexicon, detect, lexicon
+from rag.cache.normalise import clean, units_told_apart
+
+Kind = Literal[
+    "number", "quantity", "article", "date", "identifier", "name", "word", "pole", "negation", "question", "modal", "weak"
+]
+ORDERED: frozenset[str] = frozenset(("number", "quantity", "article", "date", "identifier", "name", "word", "pole", "negation"))
+
+_SECONDS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "day": 86400.0, "week": 604800.0}
+_MONTHS = {"month": 1.0, "year": 12.0}
+_BYTES = {"byte": 1.0} | {f"{p}b": 1000.0**n for n, p in enumerate("kmgt", 1)} | {f"{p}ib": 1024.0**n for n, p in enumerate("kmgt", 1)}
+_ORDINAL_WORDS = {"second", "seconde", "segundo", "segunda", "deuxième"}
+_ROMAN = re.compile(r"[ivxlc]{1,7}")
+_CONTRACTIONS = ((re.compile(r"\b(ca|wo|sha)n't\b", re.I), r"\1n not"), (re.compile(r"n't\b", re.I), " not"))
+_ABBREVIATED = re.compile(r"\b(arts?|sec|al|para|fig)\.?\s*(?=\d)|(?<!\w)(n\.?|no\.|n[°])\s*(?=\d)", re.I)
+_PIECE = re.compile(
+    r"""(?P<url>https?://[^\s"]+[^\s.,;:?!)"])
+    | (?P<time>(?<![\w:])\d{1,2}:\d{2}(?![\d:]))
+    | (?P<clock>(?<!\w)\d{1,2}h\d{2}(?!\w))
+    | (?P<date>(?<![\w-])\d{4}-\d{1,2}-\d{1,2}(?![\w-])|(?<![\w./])\d{1,2}[/.]\d{1,2}[/.]\d{2,4}(?![\w/]))
+    | (?P<flag>(?<![\w-])--?[A-Za-z][\w-]+)
+    | (?P<path>(?<![\w/])(?:~|\.{1,2})?/[A-Za-z][\w.@/-]*\w)
+    | (?P<measure>(?<![\w.-])\d+(?:[.,]\d+)*(?:\ ?[%°]|[A-Za-zµ°]{1,4})(?![\w-]))
+    | (?P<identifier>(?=[A-Za-z0-9_.+-]*[0-9_])(?=[A-Za-z0-9_.+-]*[A-Za-z_])[A-Za-z0-9_]+(?:[-_.+]+[A-Za-z0-9_]+)*
+                    |(?<!\w)[A-Za-z]\w*(?:\.[A-Za-z]\w+)+)
+    | (?P<number>\d{1,3}(?:\ \d{3})+(?!\d)|\d+(?:[.,]\d+)*)
+    | (?P<word>[\u05d0-\u05ea]+(?:['"][\u05d0-\u05ea]+)*'?|[^\W\d_\u05d0-\u05ea]+)
+    | (?P<sign>[$€£₪§%°#]+|\+\+)
+    | (?P<stop>[,;:.?!()"])
+    """,
+    re.X,
+)
+
+
+class Token(NamedTuple):
+    """One thing that the question says. `value` is compared, `said` is shown; `role` is the part a preposition gives it."""
+
+    kind: Kind
+    value: str
+    said: str
+    role: str | None = None
+    movable: bool = False
+
+
+class _Piece(NamedTuple):
+    kind: str
+    text: str
+    low: str
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question taken apart. `asks` is what kind of answer it wants: `what`, `how`, `polar`, `keywords`, or why, who, when …"""
+
+    text: str
+    language: str
+    tokens: tuple[Token, ...]
+    asks: frozenset[str]
+
+    def of(self, *kinds: Kind) -> list[Token]:
+        return [token for token in self.tokens if token.kind in kinds]
+
+
+@lru_cache(maxsize=8192)
+def analyse(text: str, language: str | None = None) -> Question:
+    """Take a question apart; `language` None finds it out. Never raises: what is not understood is a word."""
+    plain = clean(text)
+    for pattern, other in _CONTRACTIONS:
+        plain = pattern.sub(other, plain)
+    plain = _ABBREVIATED.sub(lambda found: f"{found[1]} " if found[1] else "", units_told_apart(plain))
+    pieces = [_Piece(str(found.lastgroup), found[0], found[0].lower()) for found in _PIECE.finditer(plain)]
+    language = language or detect([piece.low for piece in pieces if piece.kind == "word"])
+    reader = _Reader(pieces, lexicon(language))
+    reader.read()
+    return Question(text, language, tuple(reader.tokens), reader.asks(plain.rstrip().endswith("?")))
+
+
+class _Reader:
+    """One pass over the pieces; `tokens` and the words that ask are what comes out."""
+
+    def __init__(self, pieces: Sequence[_Piece], words: Lexicon) -> None:
+        self.pieces, self.words = pieces, words
+        self.low = [piece.low for piece in pieces]
+        self.at = 0
+        self.role: str | None = None
+        self.tokens: list[Token] = []
+        self.interrogatives: list[tuple[int, int, str]] = []
+        self.first_kept: int | None = None
+
+    def read(self) -> None:
+        while self.at < len(self.pieces):
+            before, at = len(self.tokens), self.at
+            self._next()
+            if self.first_kept is None and len(self.tokens) > before:
+                self.first_kept = at
+
+    def _next(self) -> None:
+        piece = self.pieces[self.at]
+        if piece.kind == "stop":
+            if piece.text in ",;:()":
+                self.role = None
+            self.at += 1
+        elif not (self._article() or self._date() or self._quantity() or self._phrase()):
+            self._other(piece)
+            self.at += 1
+
+    def add(self, kind: Kind, value: str, said: str, *, movable: bool = False) -> bool:
+        self.tokens.append(Token(kind, value, said, self.role, movable))
+        return True
+
+    def _peek(self, ahead: int) -> _Piece:
+        index = self.at + ahead
+        return self.pieces[index] if index < len(self.pieces) else _Piece("end", "", "")
+
+    # 1) typed tokens
+
+    def _article(self) -> bool:
+        """`Art. 72(3)`, `section 14`, `סעיף 7`: a kind of passage of a law or document and its number."""
+        kind = self._looked_up(self.words.articles, self._peek(0))
+        step = 2 if self._peek(1).text == "." else 1
+        number = self._peek(step)
+        roman = number.kind == "word" and bool(_ROMAN.fullmatch(number.low)) and number.text.isupper()
+        if kind is None or not (number.kind in ("number", "identifier", "measure") or roman):
+            return False
+        value, end = number.low, step + 1
+        while self._peek(end).text == "(" and self._peek(end + 2).text == ")":
+            value, end = f"{value}({self._peek(end + 1).low})", end + 3
+        said = f"{self._peek(0).text} {value}"
+        self.at += end
+        return self.add("article", f"{kind} {value}", said)
+
+    def _date(self) -> bool:
+        piece = self._peek(0)
+        if piece.kind in ("date", "time", "clock"):
+            self.at += 1
+            return self.add("date", _written_date(piece), piece.text)
+        day, end = (piece.low, 1) if piece.kind == "number" and len(piece.low) <= 2 else ("", 0)
+        if day and self._peek(end).low in ("of", "de", "ב", "er"):
+            end += 1
+        month = self._month(self._peek(end), bool(day), self._peek(end + 1).kind == "number")
+        if month is None:
+            return False
+        end += 1
+        if not day and self._peek(end).kind == "number" and len(self._peek(end).low) <= 2:
+            day, end = self._peek(end).low, end + 1
+        if self._peek(end).low in (",", "de", "of") and self._peek(end + 1).kind == "number":
+            end += 1
+        year = self._peek(end).low if re.fullmatch(r"\d{4}", self._peek(end).low) else ""
+        said = " ".join(part.text for part in self.pieces[self.at : self.at + end + bool(year)])
+        self.at += end + bool(year)
+        return self.add("date", f"{year or '*'}-{int(month):02}-{day.zfill(2) if day else '*'}", said)
+
+    def _month(self, piece: _Piece, after_day: bool, before_number: bool) -> str | None:
+        month = self._looked_up(self.words.months, piece)
+        if month and self.words.language == "en" and (len(piece.low) <= 4 or piece.low == "march"):
+            return month if after_day or before_number else None  # may, march, jan: also other words
+        return month
+
+    def _quantity(self) -> bool:
+        """A number with its unit, as one value whatever unit it is written in; or the number alone."""
+        piece = self._peek(0)
+        if piece.kind == "sign" and piece.text in "$€£₪" and self._peek(1).kind == "number":
+            unit = self._looked_up(self.words.units, piece) or piece.text
+            self.at += 2
+            return self.add("quantity", f"{self._number(self.pieces[self.at - 1].low)} {unit}", piece.text + self.pieces[self.at - 1].text)
+        if piece.kind == "measure":
+            return self._measure(piece)
+        value = self._number(piece.low) if piece.kind == "number" else self._looked_up(self.words.numbers, piece)
+        if value is None:
+            return False
+        if piece.kind == "word" and piece.low in self.words.function:
+            return False
+        unit = self._looked_up(self.words.units, self._peek(1))
+        if unit is None or not value[0].isdigit():
+            self.at += 1
+            return self.add("number", value, piece.text)
+        said = f"{piece.text} {self._peek(1).text}"
+        self.at += 2
+        return self.add("quantity", _in_base_unit(value, unit), said)
+
+    def _measure(self, piece: _Piece) -> bool:
+        """`7.25s`, `16GB`, `40k`; what has no unit behind its digits (`7B`, `3rd`) is an identifier or an ordinal."""
+        found = re.fullmatch(r"([\d.,]*\d) ?(\D+)", piece.low)
+        assert found is not None
+        self.at += 1
+        if found[2] in ("st", "nd", "rd", "th", "e", "er", "eme"):
+            return self.add("number", f"o{found[1]}", piece.text)
+        if found[2] == "k":
+            return self.add("number", f"{float(self._number(found[1])) * 1000:.12g}", piece.text)
+        unit = self.words.units.get(found[2])
+        if unit is None:
+            return self.add("identifier", piece.low, piece.text)
+        return self.add("quantity", _in_base_unit(self._number(found[1]), unit), piece.text)
+
+    def _number(self, text: str) -> str:
+        """Thousands' separators out, a decimal point in; "2.10" stays apart from "2.1", as versions are."""
+        text = text.replace(" ", "")
+        grouped, decimal = (".", ",") if self.words.language in ("pt", "fr") else (",", ".")
+        if re.fullmatch(rf"\d{{1,3}}(?:{re.escape(grouped)}\d{{3}})+(?:{re.escape(decimal)}\d+)?", text):
+            text = text.replace(grouped, "")
+        return text.replace(",", ".")
+
+    def _looked_up(self, table: object, piece: _Piece) -> str | None:
+        assert isinstance(table, dict)
+        if piece.kind not in ("word", "sign"):
+            return None
+        found = table.get(piece.low)
+        if found is None and len(piece.low) > 3:
+            found = table.get(self.words.stem(piece.low))
+        return found
+
+    # 2) words
+
+    def _phrase(self) -> bool:
+        if self._peek(0).kind != "word":
+            return False
+        words = []
+        for piece in self.pieces[self.at : self.at + 9]:
+            if piece.kind != "word":
+                break
+            words.append(piece.low)
+        found = self.words.match(words, 0)
+        unit = self._bare_unit(self._peek(0))
+        if unit is not None and (found is None or found[0] == 1 and found[1].section not in ("adjectives", "negation")):
+            self.at += 1
+            return unit
+        if found is None:
+            return False
+        count, entry = found
+        self._take(entry, count, " ".join(piece.text for piece in self.pieces[self.at : self.at + count]))
+        self.at += count
+        return True
+
+    def _bare_unit(self, piece: _Piece) -> bool | None:
+        """A unit without a number ("in how many hours"); `second` alone is an ordinal."""
+        if piece.low in _ORDINAL_WORDS:
+            return self.add("number", "o2", piece.text)
+        unit = self._looked_up(self.words.units, piece) if len(piece.low) > 2 else None
+        return None if unit is None else self.add("quantity", unit, piece.text)
+
+    def _take(self, entry: Entry, count: int, said: str) -> None:
+        section = entry.section
+        if entry.role is not None:
+            self.role = entry.role
+        if section == "questions":
+            self.interrogatives += [(self.at, count, concept) for concept in entry.concepts]
+        elif section == "modals":
+            self.add("modal", entry.concepts[0], said)
+        elif section == "negation":
+            self.add("negation", "not", said)
+        elif section == "weekdays":
+            self.add("date", f"w{entry.concepts[0]}", said)
+        elif section == "poles":
+            self.add("pole", entry.concepts[0], said, movable=True)
+        elif section == "weak":
+            self.add("weak", self.words.stem(said.lower()), said)
+        elif section in ("verbs", "nouns", "adjectives"):
+            for concept in entry.concepts:
+                self.add("word", concept, said, movable=section == "verbs")
+
+    def _other(self, piece: _Piece) -> None:
+        if piece.kind == "word":
+            opens = self.at == 0 or self.pieces[self.at - 1].text in ".?!"
+            name = piece.text[0].isupper() and (not opens or piece.text.isupper() and len(piece.text) > 1)
+            if len(piece.low) > 1 or name:
+                self.add("name" if name else "word", self.words.stem(piece.low), piece.text)
+        elif piece.kind != "sign" or piece.text in ("#", "++"):
+            value = re.sub(r"(?<=\d)s$", "", piece.low).replace("-", "").replace("_", "") if piece.kind == "identifier" else piece.low
+            self.add("identifier", value, piece.text)
+
+    # 3) what is asked for
+
+    def asks(self, ends_with_mark: bool) -> frozenset[str]:
+        """The interrogatives; `when`, `where` and `who` count only where they ask, not where they join a clause."""
+        asked = {
+            concept
+            for at, count, concept in self.interrogatives
+            if concept not in ("what", "amount", "polar") and (count > 1 or not self._may_join(at, concept))
+        }
+        if asked:
+            return frozenset(asked)
+        if any(concept in ("what", "amount") for _, _, concept in self.interrogatives):
+            return frozenset(("what",))
+        polar = ends_with_mark or any(concept == "polar" for _, _, concept in self.interrogatives)
+        return frozenset(("polar" if polar else "keywords",))
+
+    def _may_join(self, at: int, concept: str) -> bool:
+        """Whether the word may be a conjunction or a relative pronoun here: "What happens when …", "the team that … who"."""
+        return concept in ("when", "where", "who", "how") and any(
+            other != concept for index, _, other in self.interrogatives if index != at
+        ) and (at > 0 or concept == "when")
+
+
+def _written_date(piece: _Piece) -> str:
+    if piece.kind == "clock":
+        return piece.low.replace("h", ":").zfill(5)
+    if piece.kind == "time":
+        return piece.low.zfill(5)
+    parts = re.split(r"[-/.]", piece.low)
+    if len(parts[0]) == 4:
+        return f"{parts[0]}-{int(parts[1]):02}-{int(parts[2]):02}"
+    return piece.low
+
+
+def _in_base_unit(number: str, unit: str) -> str:
+    for table, base in ((_SECONDS, "s"), (_MONTHS, "month"), (_BYTES, "byte")):
+        if unit in table:
+            try:
+                return f"{float(number) * table[unit]:.12g} {base}"
+            except ValueError:
+                break
+    return f"{number} {unit}"

@@ -1,0 +1,69 @@
+"""Excel workbooks (.xlsx) to sections of rows, by openpyxl, read as a stream. Knows nothing of charts, colours or macros.
+
+A formula's cell has the value that was stored when the file was last computed; nothing is computed here.
+"""
+
+from __future__ import annotations
+
+import datetime
+import io
+import warnings
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+from rag.loaders.document import LoadError, Parsed, Section, collect
+from rag.loaders.packages import check_office
+from rag.loaders.rows import Row, named_lines, numbered, sections
+
+MAX_ROWS = 1_048_576  # Excel's own; a forged row number would else stand for billions of empty rows
+MAX_CELLS = 30_000_000
+STREAMED = ("xl/worksheets/", "xl/sharedStrings")
+
+
+def read_xlsx(name: str, data: bytes) -> Parsed:
+    from openpyxl import load_workbook  # type: ignore[import-untyped]
+
+    check_office(name, data, streamed=STREAMED)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of extensions and styles it does not know
+        workbook = load_workbook(io.BytesIO(data), read_only=True, data_only=True, keep_links=False)
+        try:
+            found = collect(name, _all(name, workbook))
+            title = str(workbook.properties.title or "").strip() or None
+        finally:
+            workbook.close()
+    return Parsed(title, found)
+
+
+def _all(name: str, workbook: Any) -> Iterator[Section]:
+    cells_left = MAX_CELLS
+    for sheet in workbook.worksheets:
+        sheet.reset_dimensions()  # they are often wrong, and every row would be padded to them
+
+        def rows(sheet: Any = sheet) -> Iterator[Row]:
+            nonlocal cells_left
+            for number, cells in enumerate(islice(sheet.iter_rows(), MAX_ROWS), start=1):
+                cells_left -= len(cells)
+                if cells_left < 0:
+                    raise LoadError(name, f"holds more than {MAX_CELLS:,} cells", "Split the workbook, or save it as CSV.")
+                yield number, [_cell(cell) for cell in cells]
+
+        where = f"sheet {sheet.title}"
+        yield from sections(named_lines(rows()), lambda first, last, where=where: f"{where}, {numbered('row', first, last)}")  # type: ignore[misc]
+
+
+def _cell(cell: Any) -> str:
+    """A value as a person reads it: whole dates without a time, percentages as such, numbers without binary dust."""
+    value = cell.value
+    if value is None or isinstance(value, str):
+        return value or ""
+    if isinstance(value, bool):
+        return "TRUE" if value else "FALSE"
+    if isinstance(value, int | float):
+        percent = "%" in (cell.number_format or "")
+        return f"{value * 100:.10g}%" if percent else f"{value:.15g}" if isinstance(value, float) else str(value)
+    if isinstance(value, datetime.datetime):
+        text = value.isoformat(" ", "seconds")
+        return text.removesuffix(" 00:00:00")
+    return str(value)
