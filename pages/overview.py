@@ -24,7 +24,7 @@ def asked() -> tuple[tuple[QueryRow, ...], list[float]]:
     """The last queries, and how long each of the last hour took."""
     revision = runtime.traces.revision
     # whole minutes: the same rows serve every refresh of a minute
-    hour = QueryFilter(since=now().timestamp() // 60 * 60 - 3600)
+    hour = QueryFilter(since=now().timestamp() // 60 * 60 - 3600, measured=False)
     last = query_page(revision, QueryFilter(), "started_at", True, LAST_QUERIES, 0)[2]
     return last, [row.total_seconds for row in query_page(revision, hour, "started_at", True, MOST_TOTALS, 0)[2]]
 

@@ -60,6 +60,15 @@ def filters() -> QueryFilter:
         help="A model was loaded or ran for the first time.",
         on_change=to_first_page,
     )
+    asker = row.selectbox(
+        "Asked by",
+        tuple(query_list.ASKERS),
+        key="by",
+        bind="query-params",
+        width=190,
+        help="Other programs: queries that came as OTLP spans.",
+        on_change=to_first_page,
+    )
     row.selectbox("Sort", tuple(query_list.SORTS), key="sort", bind="query-params", width=170, on_change=to_first_page)
     row.selectbox("A page", SIZES, index=1, key="rows", bind="query-params", width=90, on_change=to_first_page)
     length = RANGES.get(span or "all", 0)
@@ -71,6 +80,7 @@ def filters() -> QueryFilter:
         cold=True if cold else None,
         outcome=None if outcome in (None, "any") else outcome,
         slower_than=slow or None,
+        **query_list.ASKERS.get(asker or "anybody", {}),
     )
 
 

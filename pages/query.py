@@ -7,7 +7,7 @@ import json
 import streamlit as st
 
 from rag.errors import RagError
-from ui import answer_view, ask_form, cards, figures
+from ui import answer_view, ask_form, cards, figures, query_list
 from ui.cached import case, now, the_runtime, zone
 from ui.format import escape, parse_time, seconds, time_html
 from ui.links import page
@@ -33,7 +33,7 @@ answer, spans = known.answer, known.spans
 st.html(f'<h1 class="rd-plain rd-question" dir="auto">{escape(answer.question or "Question not kept")}</h1>')
 when = time_html(parse_time(answer.started_at), now(), zone())
 fingerprint = " · ".join(f"{key} {value}" for key, value in answer.fingerprint.items() if isinstance(value, str))
-asked_by = "" if answer.origin == "ask" else f"asked by {answer.origin}"
+asked_by = "" if answer.origin == "ask" else f"asked {query_list.asked_by(answer.origin)}"
 told = (when, escape(asked_by), escape(ask_form.summary(answer.options)), escape(fingerprint))
 line = " · ".join(text for text in told if text)
 st.html(f'<div class="rd rd-soft">{line}</div>')

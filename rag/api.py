@@ -38,7 +38,7 @@ MAX_OFFSET = 10**12
 MAX_FILTER_CHARS = 20_000  # SQLite takes patterns of 50,000 bytes, and some characters are escaped
 BEAT_SECONDS = 5.0  # a comment in a silent event stream, so that proxies keep it open
 LOOK_SECONDS = 0.5  # how often we look whether the client is still there
-FILTERS = ("text", "since", "until", "cold", "outcome", "slower_than", "model")
+FILTERS = ("text", "since", "until", "cold", "outcome", "slower_than", "model", "origin")
 
 
 class QueryJob(Protocol):
@@ -215,7 +215,8 @@ def _filter(given: Mapping[str, str]) -> tuple[QueryFilter, int, int]:
     if outcome is not None and outcome not in get_args(Outcome):
         raise _bad(f"outcome is {outcome!r}", f"It is one of {', '.join(get_args(Outcome))}.")
     kind: Any = outcome
-    where = QueryFilter(text, since, until, None if cold is None else cold == "1", kind, slower, given.get("model"))
+    is_cold = None if cold is None else cold == "1"
+    where = QueryFilter(text, since, until, is_cold, kind, slower, given.get("model"), given.get("origin"))
     return where, limit, offset
 
 

@@ -27,7 +27,7 @@ class QueryFilter:
     """Which queries; None leaves a condition out. `since` <= start < `until` in Unix seconds, `slower_than` in seconds.
 
     `text` is searched in the question, without regard to case; a whole id finds that query. `measured` False leaves out what
-    replays and load tests asked.
+    replays and load tests asked, True leaves only them; `foreign` True leaves only what other programs told of (OTLP).
     """
 
     text: str | None = None
@@ -39,6 +39,7 @@ class QueryFilter:
     model: str | None = None
     origin: str | None = None
     measured: bool | None = None
+    foreign: bool | None = None
 
     def sql(self) -> tuple[str, list[Any]]:
         """A WHERE clause (or nothing) and its parameters."""
@@ -51,6 +52,7 @@ class QueryFilter:
             ("model = ?", self.model),
             ("origin = ?", self.origin),
             ("(origin = 'measure') = ?", None if self.measured is None else int(self.measured)),
+            ("(origin LIKE 'otlp:%') = ?", None if self.foreign is None else int(self.foreign)),
         ]
         clauses = [clause for clause, value in tests if value is not None]
         values = [value for _, value in tests if value is not None]

@@ -277,7 +277,16 @@ def replay_form(runtime: Runtime, busy: str | None, now: datetime) -> Wanted | N
         text = row.text_input(
             "Stored queries", key="replay", bind="query-params", width=420, help="One or more query ids, commas between."
         )
-        times = row.number_input("Times each", 1, 200, 5, key="replay-times", bind="query-params", width=110)
+        times = row.number_input(
+            "Times each",
+            1,
+            200,
+            10,
+            key="replay-times",
+            bind="query-params",
+            width=110,
+            help="Fewer than 8 runs a side say nothing about the difference.",
+        )
         ids = [part for part in (text or "").replace(",", " ").split() if part]
         _stored_lines(runtime, ids)
         st.html('<div class="rd rd-soft">Side A runs as stored, with the models in force. Side B with:</div>')

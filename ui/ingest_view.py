@@ -8,12 +8,15 @@ from typing import Any
 import streamlit as st
 
 from jobs import Job
+from rag.loaders import SUPPORTED
 from rag.types import Problem
 from ui import cards, figures
 from ui.cached import the_runtime
 from ui.format import count, escape, number, plural, seconds
 
 REFRESH_SECONDS = 0.5
+TYPES = [suffix.removeprefix(".") for suffix in SUPPORTED]  # for st.file_uploader
+TYPES_HELP = "Word, PowerPoint, Excel, EPUB, PDF with text in it, HTML, Markdown, CSV, JSON or text."
 
 
 def show(job: Job[dict[str, Any]]) -> None:

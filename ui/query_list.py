@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, tzinfo
+from typing import Any
 
 from rag.trace_rows import QueryRow
 from rag.types import STAGES
@@ -20,6 +21,16 @@ SORTS: Mapping[str, tuple[str, bool]] = {
     "fastest first": ("total_seconds", False),
     "slowest first token": ("ttft_seconds", True),
     **{f"slowest {stage}": (f"{stage}_seconds", True) for stage in STAGES},
+}
+# label -> fields of QueryFilter
+ASKERS: Mapping[str, Mapping[str, Any]] = {
+    "anybody": {},
+    "anybody but measurements": {"measured": False},
+    "a page": {"origin": "ask"},
+    "the API": {"origin": "api"},
+    "a command": {"origin": "cli"},
+    "a measurement": {"measured": True},
+    "other programs": {"foreign": True},
 }
 _SEVERITIES = {"answered": "ok", "failed": "critical", "no_documents": "warn"}
 
@@ -47,12 +58,20 @@ def rows_html(rows: Sequence[QueryRow], now: datetime, zone: tzinfo) -> str:
 def _what(row: QueryRow, now: datetime, zone: tzinfo) -> list[str]:
     asked = time_html(datetime.fromtimestamp(row.started_at, UTC), now, zone)
     text = escape(shortened(row.question, 160)) if row.content and row.question.strip() else "question not kept"
+    by = f' <span class="rd-soft">{escape(asked_by(row.origin))}</span>' if row.origin != "ask" else ""
     words = f"failed in {row.error_stage}" if row.outcome == "failed" and row.error_stage else row.outcome.replace("_", " ")
     return [
         f'<span class="rd-nowrap rd-soft">{asked}</span>',
-        f'<a class="rd-plain" dir="auto" href="{query_url(row.id)}" title="{escape(row.id)}">{text}</a>',
+        f'<a class="rd-plain" dir="auto" href="{query_url(row.id)}" title="{escape(row.id)}">{text}</a>{by}',
         state_mark(_SEVERITIES.get(row.outcome, "unknown"), words),
     ]
+
+
+def asked_by(origin: str) -> str:
+    """Who asked, in words."""
+    name = origin.removeprefix("otlp:")
+    words = {"ask": "a page", "api": "the API", "cli": "a command", "measure": "a measurement"}
+    return f"by {words.get(origin, f'the program {name}' if name != origin else origin)}"
 
 
 def _times(row: QueryRow, longest: float) -> list[str]:

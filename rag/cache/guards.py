@@ -7,7 +7,7 @@ next to each other; these rules keep them apart. They know two questions and not
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from rag.cache.lexicon import UNKNOWN
@@ -15,7 +15,7 @@ from rag.cache.question import ORDERED, Kind, Question, Token, analyse
 
 WEIGHTS: dict[Kind, float] = {"weak": 0.25, "modal": 0.25}
 LOOSE_POLES = frozenset(("quantifier:+", "height:+"))
-_ROLES_THAT_ASSIGN = ("from", "than", "instead", "before", "after", "behind", "against", "over", "under")
+_ROLES_THAT_ASSIGN = ("from", "than", "instead", "before", "after", "behind", "against", "over", "under", "without")
 
 
 class Check(NamedTuple):
@@ -219,6 +219,11 @@ def _roles(first: Question, second: Question) -> Check:
         values = {token.value for token in ours} & {token.value for token in theirs}
         if ours and theirs and not values:
             return Check("role", False, f"{role} {_listed(ours)!r} against {role} {_listed(theirs)!r}")
+    goals = {token.value: token for token in second.tokens if token.role in ("from", "to")}
+    for token in first.tokens:
+        other = goals.get(token.value)
+        if other is not None and {token.role, other.role} == {"from", "to"}:
+            return Check("role", False, f"{token.role} {token.said!r} against {other.role} {other.said!r}")
     moved = _moved_prefixes(first, second)
     if moved is not None:
         return Check("role", False, f"{moved[0]!r} against {moved[1]!r}")
@@ -241,54 +246,84 @@ def _moved_prefixes(first: Question, second: Question) -> tuple[str, str] | None
 
 
 def _order(first: Question, second: Question) -> Check:
-    """The same words in another order may ask the reverse ("Does A call B?"): only moves that keep each thing's part pass."""
+    """The same words in another order may ask the reverse ("Does A call B?"). Phrases may move as wholes, verbs and opposites
+    within the sentence; what stands in the same part must keep its order, and a number its noun."""
     ours, theirs = _line(first), _line(second)
     values, others = [token.value for token in ours], [token.value for token in theirs]
     if values == others or sorted(values) != sorted(others):
         return Check("order", True, "the same order" if values == others else "not the same words")
-    if Counter(_segments(ours)) == Counter(_segments(theirs)):
-        return Check("order", True, "the same phrases in another order")
-    for at, token in enumerate(ours):
-        for to, other in enumerate(theirs):
-            if token.value == other.value and _may_move(token, other) and _without(values, at) == _without(others, to):
-                return Check("order", True, f"only {token.said!r} has moved")
-    return Check("order", False, "the same words stand in another order")
+    participles = {token.value for token in (*ours, *theirs) if token.movable} | _participles(first) | _participles(second)
+    for check in (_things, _deeds, _values, _counted):
+        if check(ours, participles) != check(theirs, participles):
+            return Check("order", False, "the same words stand in another order")
+    return Check("order", True, "the same phrases in another order")
 
 
-def _may_move(token: Token, other: Token) -> bool:
-    if token.movable:
-        return True
-    return token.kind in ("word", "name") and token.role == other.role and token.role not in (None, "of", "on")
+Facts = list[tuple[str, ...]]
 
 
-def _without(values: Sequence[str], index: int) -> list[str]:
-    return [*values[:index], *values[index + 1 :]]
+def _things(line: Sequence[Token], movable: set[str]) -> Facts:
+    """Things in the order they are named, part by part."""
+    kinds = ("word", "name", "identifier", "article")
+    return _by_part([token for token in line if token.kind in kinds and token.value not in movable])
+
+
+def _by_part(tokens: Sequence[Token]) -> Facts:
+    parts: dict[str, list[str]] = {}
+    for token in tokens:
+        parts.setdefault(token.role or "", []).append(token.value)
+    return sorted((role, *values) for role, values in parts.items())
+
+
+def _deeds(line: Sequence[Token], movable: set[str]) -> Facts:
+    """Verbs, opposites of which both poles are named, and negations with what they precede: in their order."""
+    poles = {token.value for token in line if token.kind == "pole"}
+    both = {value for value in poles if _opposite(value) in poles}
+    verbs = [token for token in line if token.kind == "word" and token.value in movable or token.value in both]
+    nexts = [*(token.value for token in line[1:]), ""]
+    denied = sorted((value,) for token, value in zip(line, nexts, strict=True) if token.kind == "negation")
+    return [*_by_part(verbs), *(denied if len(denied) > 1 or len(verbs) > 1 else ())]
+
+
+def _values(line: Sequence[Token], movable: set[str]) -> Facts:
+    """Numbers, quantities and dates, each kind in its order."""
+    return [tuple(token.value for token in line if token.kind == kind) for kind in ("number", "quantity", "date")]
+
+
+def _counted(line: Sequence[Token], movable: set[str]) -> Facts:
+    """Each number with the thing that follows it."""
+    pairs = zip(line, line[1:], strict=False)
+    return sorted((one.value, two.value) for one, two in pairs if one.kind == "number" and two.kind in ("word", "name"))
+
+
+def _participles(question: Question) -> set[str]:
+    """What stands right before "by": a verb, whatever the lexicon knows of it."""
+    pairs = zip(question.tokens, question.tokens[1:], strict=False)
+    return {one.value for one, two in pairs if two.role == "by" != one.role and one.kind == "word" and one.said.endswith("ed")}
 
 
 def _line(question: Question) -> list[Token]:
     """The ordered tokens, with "Y of X" written as "X Y" and "… by X" as "X …"."""
     line: list[Token] = []
-    for segment in _by_role([token for token in question.tokens if token.kind in ORDERED]):
-        role = segment[0].role
-        if role == "of" and line:
-            start = max((index for index, token in enumerate(line) if index == 0 or token.role != line[index - 1].role), default=0)
-            line[start:start] = segment
-        elif role == "by":
-            line[:0] = segment
+    for segment in _segments([token for token in question.tokens if token.kind in ORDERED]):
+        if segment[0].role == "of":
+            head = line[-1] if line else Token("word", "", "")
+            start = next((index for index, token in enumerate(line) if _part(token) == _part(head)), 0)
+            line[start:start] = [token._replace(role=head.role, phrase=head.phrase) for token in segment]
         else:
             line += segment
-    return line
+    doers = [token._replace(role=None) for token in line if token.role == "by"]
+    return doers + [token for token in line if token.role != "by"]
 
 
-def _segments(line: Sequence[Token]) -> Iterator[tuple[str, ...]]:
-    for segment in _by_role(line):
-        yield (str(segment[0].role), *(token.value for token in segment))
+def _part(token: Token) -> tuple[str | None, int]:
+    return token.role, token.phrase
 
 
-def _by_role(tokens: Sequence[Token]) -> list[list[Token]]:
+def _segments(tokens: Sequence[Token]) -> list[list[Token]]:
     segments: list[list[Token]] = []
     for token in tokens:
-        if segments and segments[-1][-1].role == token.role:
+        if segments and _part(segments[-1][-1]) == _part(token):
             segments[-1].append(token)
         else:
             segments.append([token])

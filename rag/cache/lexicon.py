@@ -18,7 +18,7 @@ UNKNOWN = "und"
 FOLDER = Path(__file__).parent / "words"
 # of two entries of equal length the earlier section counts
 SECTIONS = ("drop", "weekdays", "negation", "questions", "modals", "poles", "verbs", "nouns", "adjectives", "weak", "function")
-_LISTS = ("drop", "negation", "weak", "function")
+_LISTS = ("drop", "negation", "weak", "function", "auxiliaries", "copulas", "determiners")
 _HEBREW = re.compile(r"[\u05d0-\u05ea]")
 _HEBREW_FINALS = str.maketrans("םןץףך", "מנצפכ")
 _HEBREW_PREFIXES = "והבכלמש"
@@ -39,6 +39,9 @@ class Lexicon:
     language: str
     entries: Mapping[str, tuple[tuple[tuple[str, ...], Entry], ...]]
     function: frozenset[str]
+    auxiliaries: frozenset[str]
+    copulas: frozenset[str]
+    determiners: frozenset[str]
     numbers: Mapping[str, str]
     articles: Mapping[str, str]
     months: Mapping[str, str]
@@ -85,7 +88,10 @@ def lexicon(language: str) -> Lexicon:
     return Lexicon(
         language,
         entries,
-        frozenset(word for _, phrases in sections.get("function", ()) for (word, *_) in phrases),
+        *(
+            frozenset(phrase[0] for _, phrases in sections.get(section, ()) for phrase in phrases)
+            for section in ("function", "auxiliaries", "copulas", "determiners")
+        ),
         _values(sections, "numbers", language),
         _values(sections, "articles", language),
         _values(sections, "months", language),
@@ -180,7 +186,7 @@ def stem(word: str, language: str) -> str:
 
 
 def _english(word: str) -> str:
-    if len(word) > 4 and word.endswith("ies"):
+    if len(word) > 4 and word.endswith(("ies", "ied")):
         word = word[:-3] + "y"
     elif word.endswith(("sses", "xes", "zes", "ches", "shes")):
         word = word[:-2]
@@ -197,7 +203,7 @@ def _english(word: str) -> str:
 def _french(word: str) -> str:
     if len(word) > 3 and word.endswith(("s", "x")) and not word.endswith("ss"):
         word = word[:-1]
-    for ending in ("ent", "er", "ee", "e"):
+    for ending in ("ement", "ent", "er", "ee", "e"):
         if len(word) - len(ending) > 3 and word.endswith(ending):
             return word[: -len(ending)]
     return word
@@ -208,7 +214,10 @@ def _portuguese(word: str) -> str:
         if len(word) - len(ending) > 1 and word.endswith(ending):
             word = word[: -len(ending)] + other
             break
-    return word[:-1] if len(word) > 4 and word.endswith(("a", "o", "e")) else word
+    for ending in ("ando", "endo", "indo", "ado", "ada", "ido", "ida", "am", "em", "ar", "er", "ir", "a", "o", "e"):
+        if len(word) - len(ending) > 3 and word.endswith(ending):
+            return word[: -len(ending)]
+    return word
 
 
 def _hebrew(word: str) -> str:

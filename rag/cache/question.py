@@ -22,6 +22,9 @@ ORDERED: frozenset[str] = frozenset(("number", "quantity", "article", "date", "i
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "day": 86400.0, "week": 604800.0}
 _MONTHS = {"month": 1.0, "year": 12.0}
 _BYTES = {"byte": 1.0} | {f"{p}b": 1000.0**n for n, p in enumerate("kmgt", 1)} | {f"{p}ib": 1024.0**n for n, p in enumerate("kmgt", 1)}
+INTERROGATIVES = frozenset(
+    ("what", "why", "who", "when", "where", "how", "duration", "frequency", "number", "amount", "size", "speed", "distance", "age", "polar")
+)
 _ORDINAL_WORDS = {"second", "seconde", "segundo", "segunda", "deuxième"}
 _ROMAN = re.compile(r"[ivxlc]{1,7}")
 _CONTRACTIONS = ((re.compile(r"\b(ca|wo|sha)n't\b", re.I), r"\1n not"), (re.compile(r"n't\b", re.I), " not"))
@@ -53,6 +56,7 @@ class Token(NamedTuple):
     said: str
     role: str | None = None
     movable: bool = False
+    phrase: int = 0
 
 
 class _Piece(NamedTuple):
@@ -96,6 +100,7 @@ class _Reader:
         self.low = [piece.low for piece in pieces]
         self.at = 0
         self.role: str | None = None
+        self.phrase = 0
         self.tokens: list[Token] = []
         self.interrogatives: list[tuple[int, int, str]] = []
         self.first_kept: int | None = None
@@ -111,14 +116,20 @@ class _Reader:
         piece = self.pieces[self.at]
         if piece.kind == "stop":
             if piece.text in ",;:()":
-                self.role = None
+                self._break(None)
             self.at += 1
         elif not (self._article() or self._date() or self._quantity() or self._phrase()):
             self._other(piece)
             self.at += 1
 
+    def _break(self, role: str | None) -> None:
+        self.role = role
+        self.phrase += 1
+
     def add(self, kind: Kind, value: str, said: str, *, movable: bool = False) -> bool:
-        self.tokens.append(Token(kind, value, said, self.role, movable))
+        self.tokens.append(Token(kind, value, said, self.role, movable, self.phrase))
+        if self.role == "asked" and self.words.language != "en" and kind in ORDERED:
+            self._break(None)  # no auxiliary ends the phrase that is asked for
         return True
 
     def _peek(self, ahead: int) -> _Piece:
@@ -252,11 +263,15 @@ class _Reader:
         return None if unit is None else self.add("quantity", unit, piece.text)
 
     def _take(self, entry: Entry, count: int, said: str) -> None:
-        section = entry.section
+        section, low = entry.section, said.lower()
         if entry.role is not None:
-            self.role = entry.role
+            self._take_role(entry.role, count)
+        elif low in self.words.auxiliaries and not (self.role == "asked" and low in self.words.copulas):
+            self._break(None)
+        elif low in self.words.determiners:
+            self.phrase += 1
         if section == "questions":
-            self.interrogatives += [(self.at, count, concept) for concept in entry.concepts]
+            self._take_interrogative(entry, count, said)
         elif section == "modals":
             self.add("modal", entry.concepts[0], said)
         elif section == "negation":
@@ -266,10 +281,38 @@ class _Reader:
         elif section == "poles":
             self.add("pole", entry.concepts[0], said, movable=True)
         elif section == "weak":
-            self.add("weak", self.words.stem(said.lower()), said)
+            self.add("weak", self.words.stem(low), said)
         elif section in ("verbs", "nouns", "adjectives"):
+            if entry.concepts[0] == "per":
+                self.add("quantity", " ".join(entry.concepts), said)
+                return
             for concept in entry.concepts:
                 self.add("word", concept, said, movable=section == "verbs")
+            if section == "verbs":
+                self._break(None)
+
+    def _take_role(self, role: str, count: int) -> None:
+        """`to` before a verb says no direction."""
+        following = self._peek(count)
+        names_a_goal = (
+            following.low in self.words.determiners
+            or following.kind in ("number", "identifier", "measure")
+            or following.text[:1].isupper()
+            or any(token.role == "from" for token in self.tokens)
+        )
+        self._break(role if role != "to" or self.words.language != "en" or names_a_goal else None)
+
+    def _take_interrogative(self, entry: Entry, count: int, said: str) -> None:
+        """What stands after which, what, how many is asked for, wherever in the sentence that is."""
+        after_role = self.role is not None and not (self.tokens and self.tokens[-1].phrase == self.phrase)
+        for concept in entry.concepts:
+            if concept in INTERROGATIVES:
+                self.interrogatives.append((self.at, count, concept))
+            else:
+                self.add("word", concept, said, movable=True)
+        asked = any(concept in ("what", "number", "amount") for concept in entry.concepts)
+        if asked or not after_role:
+            self._break("asked" if asked else None)
 
     def _other(self, piece: _Piece) -> None:
         if piece.kind == "word":
@@ -299,9 +342,13 @@ class _Reader:
 
     def _may_join(self, at: int, concept: str) -> bool:
         """Whether the word may be a conjunction or a relative pronoun here: "What happens when …", "the team that … who"."""
-        return concept in ("when", "where", "who", "how") and any(
-            other != concept for index, _, other in self.interrogatives if index != at
-        ) and (at > 0 or concept == "when")
+        others = any(other != concept for index, _, other in self.interrogatives if index != at)
+        if concept == "when":
+            following = self.low[at + 1] if at + 1 < len(self.low) else "?"
+            comma = self.low.index(",") + 1 if "," in self.low[:-1] else 0
+            clause = at == 0 and comma and self.low[comma] in self.words.auxiliaries
+            return others or bool(clause) or not (at == 0 or following == "?" or following in self.words.auxiliaries)
+        return concept in ("where", "who", "how") and others and at > 0
 
 
 def _written_date(piece: _Piece) -> str:

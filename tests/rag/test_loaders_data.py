@@ -31,14 +31,23 @@ def places(document: LoadedDocument) -> list[tuple[str | None, str]]:
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
 def test_every_row_has_its_columns_names(tmp_path: Path, delimiter: str) -> None:
-    rows = [["Product", "Price", "Note"], ["Screws", "1.200,50", f'"for wood{delimiter} ""hard"""'], ["Nails", "7", '"two\nlines"'], ["", "", ""], ["Glue", "3", ""]]
+    rows = [
+        ["Product", "Price", "Note"],
+        ["Screws", "1.200,50", f'"for wood{delimiter} ""hard"""'],
+        ["Nails", "7", '"two\nlines"'],
+        ["", "", ""],
+        ["Glue", "3", ""],
+    ]
     if delimiter == ",":
         rows[1][1] = "1200.50"
     price = rows[1][1]
     document = loaded(tmp_path / "a.csv", "\r\n".join(delimiter.join(row) for row in rows))
     wood = " ".join(f'for wood{delimiter} "hard"'.split())
     assert places(document) == [
-        ("rows 2–5", f"Product: Screws; Price: {price}; Note: {wood}\nProduct: Nails; Price: 7; Note: two lines\nProduct: Glue; Price: 3")
+        (
+            "rows 2–5",
+            f"Product: Screws; Price: {price}; Note: {wood}\nProduct: Nails; Price: 7; Note: two lines\nProduct: Glue; Price: 3",
+        )
     ]
     assert document.notes == ()
 
@@ -84,7 +93,9 @@ def test_delimiters_that_are_hard_to_tell() -> None:
 
 
 def test_excels_own_word_for_the_delimiter(tmp_path: Path) -> None:
-    assert places(loaded(tmp_path / "a.csv", "sep=|\nName|Age\nAda, née Byron|36\n")) == [("row 3", "Name: Ada, née Byron; Age: 36")]
+    assert places(loaded(tmp_path / "a.csv", "sep=|\nName|Age\nAda, née Byron|36\n")) == [
+        ("row 3", "Name: Ada, née Byron; Age: 36")
+    ]
 
 
 def test_tables_without_a_header_and_lists() -> None:

@@ -73,9 +73,13 @@ def test_word_text_that_python_docx_alone_would_miss(tmp_path: Path) -> None:
         return f"<w:r><w:t>{text}</w:t></w:r>"
 
     add(f"<w:sdt {words}><w:sdtContent><w:p>{run('in a content control')}</w:p></w:sdtContent></w:sdt>")
-    add(f'<w:p {words}><w:ins w:id="1" w:author="a">{run("inserted")}</w:ins><w:del w:id="2" w:author="a"><w:r><w:delText>gone</w:delText></w:r></w:del></w:p>')
+    add(
+        f'<w:p {words}><w:ins w:id="1" w:author="a">{run("inserted")}</w:ins><w:del w:id="2" w:author="a"><w:r><w:delText>gone</w:delText></w:r></w:del></w:p>'
+    )
     add(f'<w:p {words}><w:pPr><w:pStyle w:val="TOC1"/></w:pPr>{run("contents line")}</w:p>')
-    add(f'<w:p {words}><w:r><w:t>one</w:t><w:tab/><w:t>two</w:t><w:br/><w:t>three</w:t><w:instrText>FIELD</w:instrText></w:r></w:p>')
+    add(
+        f"<w:p {words}><w:r><w:t>one</w:t><w:tab/><w:t>two</w:t><w:br/><w:t>three</w:t><w:instrText>FIELD</w:instrText></w:r></w:p>"
+    )
     toc = f'<w:style {words} w:type="paragraph" w:styleId="TOC1"><w:name w:val="toc 1"/></w:style>'
     document.styles.element.append(parse_xml(toc))
     document.save(str(tmp_path / "odd.docx"))
@@ -151,7 +155,9 @@ def test_macros_are_ignored_and_references_outside_are_not_followed(tmp_path: Pa
     relation = b'<Relationship Id="rId99" Type="http://schemas.openxmlformats.org/officeDocument/2006/relationships/attachedTemplate" Target="http://127.0.0.1:9/t.dotm" TargetMode="External"/></Relationships>'
 
     def change(name: str, content: bytes) -> bytes:
-        content = content.replace(b"openxmlformats-officedocument.wordprocessingml.document.main", b"ms-word.document.macroEnabled.main")
+        content = content.replace(
+            b"openxmlformats-officedocument.wordprocessingml.document.main", b"ms-word.document.macroEnabled.main"
+        )
         return content.replace(b"</Relationships>", relation) if name == "word/_rels/document.xml.rels" else content
 
     rewrite(path, change, {"word/vbaProject.bin": b"\xd0\xcf\x11\xe0 Sub AutoOpen()"})
@@ -199,7 +205,9 @@ def test_slides_with_tables_groups_charts_and_notes(tmp_path: Path) -> None:
 
 def test_sheets_keep_names_rows_and_columns(tmp_path: Path) -> None:
     rows = [["Product", "Price", "Note"], *([f"Part {n}", n, "in stock" if n % 2 else ""] for n in range(2, 81))]
-    path = make_xlsx(tmp_path / "list.xlsx", {"Prices": rows, "ריק": [], "עובדים": [["שם", "עיר"], ["דנה", "חיפה"], ["יוסי", "אילת"]]})
+    path = make_xlsx(
+        tmp_path / "list.xlsx", {"Prices": rows, "ריק": [], "עובדים": [["שם", "עיר"], ["דנה", "חיפה"], ["יוסי", "אילת"]]}
+    )
     loaded = opened(path)
     sections = loaded.sections
     assert sections[0].text.startswith("Product: Part 2; Price: 2\nProduct: Part 3; Price: 3; Note: in stock\n")
@@ -234,7 +242,17 @@ def test_cells_read_as_people_read_them(tmp_path: Path) -> None:
 
 
 def test_titles_gaps_and_a_second_table_in_a_sheet(tmp_path: Path) -> None:
-    rows = [["Price list 2026"], [], ["Product", "Price"], ["Screws", 12], [], ["Nails", 7], [], ["Region", 2024, 2025], ["North", 17, 19]]
+    rows = [
+        ["Price list 2026"],
+        [],
+        ["Product", "Price"],
+        ["Screws", 12],
+        [],
+        ["Nails", 7],
+        [],
+        ["Region", 2024, 2025],
+        ["North", 17, 19],
+    ]
     assert places(opened(make_xlsx(tmp_path / "gaps.xlsx", {"A": rows}))) == {
         "sheet A, rows 1–9": "Price list 2026\nProduct: Screws; Price: 12\nProduct: Nails; Price: 7\nRegion: North; 2024: 17; 2025: 19"
     }
@@ -257,7 +275,9 @@ def test_book_chapters_and_tables(tmp_path: Path) -> None:
         "c%202.xhtml": "<p>A page without a heading.</p>",
         "he.xhtml": '<h1 dir="rtl">פרק שלישי</h1><p dir="rtl">הזיכרון של המאיץ נשאר תפוס.</p>',
     }
-    path = make_epub(tmp_path / "book.epub", {name.replace("%20", " "): body for name, body in chapters.items()}, title="The book")
+    path = make_epub(
+        tmp_path / "book.epub", {name.replace("%20", " "): body for name, body in chapters.items()}, title="The book"
+    )
     assert places(opened(path)) == {
         "The tunnel": "It adds a round trip.",
         "The tunnel › Cost": "batch: 8 | seconds: 0.11",
@@ -272,4 +292,6 @@ def test_a_book_with_a_missing_chapter_and_one_with_a_lock(tmp_path: Path) -> No
     rewrite(path, lambda name, content: content.replace(b'href="b.xhtml"', b'href="../../c.xhtml"'))
     assert opened(path).notes == ("chapters that are missing from the file: ../c.xhtml",)
     fonts = '<encryption><EncryptionMethod Algorithm="http://www.idpf.org/2008/embedding"/></encryption>'
-    assert opened(make_epub(tmp_path / "fonts.epub", {"a.xhtml": "<p>open text</p>"}, **{"META-INF__encryption.xml": fonts})).sections
+    assert opened(
+        make_epub(tmp_path / "fonts.epub", {"a.xhtml": "<p>open text</p>"}, **{"META-INF__encryption.xml": fonts})
+    ).sections

@@ -25,7 +25,7 @@ from rag.trace import SpanRecord
 from rag.trace_file import VERSION, connect
 from rag.trace_rows import passage_hash, unpack
 from rag.trace_store import QueryFilter, TraceStore
-from rag.types import STAGES, Answer, Options, Passage
+from rag.types import STAGES, Answer, HydeEffect, Interval, Options, Passage, Split, Stage
 
 ROOT = Path(__file__).parents[2]
 V1 = Path(__file__).parent / "data" / "traces_v1.sql"
@@ -606,3 +606,40 @@ def test_a_program_that_forgets_to_close_loses_nothing(path: Path) -> None:
     store = TraceStore(path)
     assert store.count() == 200
     store.close()
+
+
+def test_queries_are_told_apart_by_who_asked(store: TraceStore, made: list[tuple[Answer, list[SpanRecord]]]) -> None:
+    answer, spans = made[0]
+    for number, origin in enumerate(("ask", "api", "measure", "otlp:shop")):
+        store.save(replace(answer, id=f"{number:032x}", origin=origin), spans)
+    assert store.flush()
+    found = {
+        name: sorted(row.origin for row in store.search(QueryFilter(**where)))  # type: ignore[arg-type]
+        for name, where in {
+            "all": {},
+            "usual": {"measured": False},
+            "measured": {"measured": True},
+            "foreign": {"foreign": True},
+            "api": {"origin": "api"},
+        }.items()
+    }
+    assert found == {
+        "all": ["api", "ask", "measure", "otlp:shop"],
+        "usual": ["api", "ask", "otlp:shop"],
+        "measured": ["measure"],
+        "foreign": ["otlp:shop"],
+        "api": ["api"],
+    }
+
+
+def test_stages_keep_what_makes_them_comparable(store: TraceStore, made: list[tuple[Answer, list[SpanRecord]]]) -> None:
+    answer, spans = made[0]
+    rerank = Stage("rerank", 0.5, 1, device="cuda", model="bge", where="in-process", split=Split(compute=0.4, other=0.1))
+    timeline = (Interval("rerank", 0.1, 0.5, "score", Split(compute=0.4, other=0.1), facts={"candidates": 40, "tokens": 900}),)
+    effect = HydeEffect(True, 0.4, True)
+    store.save(replace(answer, stages=(rerank,), timeline=timeline, hyde_effect=effect), spans)
+    assert store.flush()
+    (found,) = store.stage_rows()
+    assert (found.device, found.model, found.place, found.units, found.other) == ("cuda", "bge", "in-process", 40.0, 0.1)
+    back = store.get(answer.id)
+    assert back is not None and back.hyde_effect == effect and dict(back.timeline[0].facts) == {"candidates": 40, "tokens": 900}

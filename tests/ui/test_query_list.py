@@ -52,3 +52,11 @@ def test_stage_bar_is_as_long_as_the_share_of_the_slowest() -> None:
 
 def test_content_that_was_not_kept_says_so() -> None:
     assert "question not kept" in query_list.rows_html([replace(ROW, question="", content=False)], NOW, UTC)
+
+
+def test_who_asked_is_said_unless_it_was_a_page() -> None:
+    assert query_list.asked_by("otlp:shop") == "by the program shop"
+    assert query_list.asked_by("measure") == "by a measurement"
+    html = query_list.rows_html([replace(ROW, origin="otlp:<b>shop</b>")], NOW, UTC)
+    assert "by the program &lt;b&gt;shop&lt;/b&gt;" in html
+    assert "by a page" not in query_list.rows_html([ROW], NOW, UTC)
