@@ -120,7 +120,8 @@ def _baseline(rows: Iterable[_Row], queries: Sequence[_Query], ranks: Sequence[i
 
 def _rows_of(answer: Answer) -> Iterable[_Row]:
     for stage in answer.stages:
-        if stage.skipped is None and stage.seconds > 0:
+        gave_up = stage.stage in ("hyde", "rerank") and stage.degraded is not None  # what failed is not usual
+        if stage.skipped is None and stage.seconds > 0 and not gave_up:
             yield from _with_prefill(_row_of(answer, stage), _sum(answer, stage.stage, "prompt_tokens") or answer.tokens.prompt)
 
 

@@ -44,14 +44,16 @@ def _chapters(
     """The pages in reading order. A page without a heading has its own title or its number as its place."""
     items = {item.get("id"): item for item in package.iter() if _tag(item) == "item" and item.get("media-type") in _PAGES}
     spine = list(dict.fromkeys(item.get("idref") for item in package.iter() if _tag(item) == "itemref"))
-    entries = set(archive.namelist())
+    entries, seen = set(archive.namelist()), set[str]()
     for number, idref in enumerate(spine[:MAX_CHAPTERS], start=1):
         if idref not in items:
             continue
         path = posixpath.normpath(posixpath.join(folder, unquote(items[idref].get("href") or "")))
         if path not in entries:
             missing.append(path)
+        if path not in entries or path in seen:
             continue
+        seen.add(path)
         page = _read(name, archive, path)
         declared = re.match(rb"[^>]*encoding\s*=\s*[\"']([\w-]+)", page[:200])
         outline = html_outline(decode(name, page, declared[1].decode("ascii") if declared else None)[0], name_cells=True)

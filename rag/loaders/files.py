@@ -15,6 +15,7 @@ SUPPORTED = (
     *(".txt", ".md", ".markdown", ".html", ".htm", ".pdf"),
     *(".docx", ".pptx", ".xlsx", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".epub"),
 )
+_HIDDEN = (".", "~$")  # ~$: what Office keeps beside a document that is open
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,7 @@ class _Search:
             real = folder.resolve()
             if real in self._folders:
                 return []
-            entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+            entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith(_HIDDEN))
         except (OSError, RuntimeError) as problem:  # RuntimeError: resolve() on a loop of links
             self._refuse(folder, problem)
             return []

@@ -10,7 +10,7 @@ from rag.loaders.document import SEPARATOR, LoadError, Parsed, Section, collect
 from rag.loaders.rows import Line, numbered, sections
 from rag.loaders.text import decode
 
-MAX_JSON_BYTES = 100_000_000  # it is held as objects, at up to twenty times its size
+MAX_JSON_BYTES = 50_000_000  # it is held as objects, at five times its size, and twenty at worst
 MAX_DEPTH = 200
 
 

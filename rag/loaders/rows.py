@@ -115,6 +115,8 @@ def sections(lines: Iterable[Line], locate: Callable[[int, int], str]) -> Iterat
     texts: list[str] = []
     first = last = length = 0
     for number, text in lines:
+        if not text:
+            continue
         if texts and length + len(text) > SECTION_CHARS:
             yield Section("\n".join(texts), locate(first, last), "rows")
             texts, length = [], 0

@@ -23,7 +23,8 @@ _LEFT_OUT = {f"{_W}{tag}" for tag in ("pPr", "rPr", "tblPr", "tcPr", "trPr", "de
 _TRANSPARENT = {f"{_W}{tag}" for tag in ("sdt", "sdtContent", "customXml", "ins", "moveTo", "smartTag")}
 _AS_TEXT = {f"{_W}tab": "\t", f"{_W}br": "\n", f"{_W}cr": "\n", f"{_W}noBreakHyphen": "-"}
 _FALSE = ("0", "false", "off")
-MAX_SPAN = 100
+MAX_COLUMNS = 63  # Word's own limit
+REPEATED_CHARS = 200
 
 
 def read_docx(name: str, data: bytes) -> Parsed:
@@ -49,7 +50,7 @@ def read_docx(name: str, data: bytes) -> Parsed:
         if notes := _footnotes(document.part, kind):
             builder.heading(1, kind.capitalize())
             builder.add(notes)
-    outline = builder.outline(_property_title(document) or title or None)
+    outline = builder.outline(title or _property_title(document) or None)
     parsed = outlined("docx", outline, ())
     return Parsed(parsed.title, collect(name, parsed.sections))
 
@@ -165,8 +166,8 @@ def _rows(table: Any) -> list[list[str]]:
             goes_on = merge is not None and merge.get(f"{_W}val") != "restart"
             above = rows[-1][len(cells)] if goes_on and rows and len(cells) < len(rows[-1]) else ""
             span = _value(cell, "tcPr/gridSpan") or "1"
-            width = min(int(span), MAX_SPAN) if span.isdecimal() else 1
-            cells += [_text(cell) or above, *[""] * (width - 1)]
+            width = min(int(span), MAX_COLUMNS - len(cells)) if span.isdecimal() else 1
+            cells += [_text(cell) or (above if len(above) <= REPEATED_CHARS else ""), *[""] * (width - 1)]
         rows.append(cells)
     return rows
 

@@ -52,7 +52,18 @@ def make_pdf(path: Path, *pages: str, title: str | None = None, password: str | 
 
 def test_a_folder_gives_its_supported_files_sorted(tmp_path: Path) -> None:
     root = tmp_path / "docs"
-    for name in ("b.md", "a.TXT", "sub/c.html", "sub.d/d.pdf", ".hidden.md", ".git/x.md", "photo.png", "other.png", "Makefile"):
+    for name in (
+        "b.md",
+        "a.TXT",
+        "sub/c.html",
+        "sub.d/d.pdf",
+        ".hidden.md",
+        ".git/x.md",
+        "~$c.docx",
+        "photo.png",
+        "other.png",
+        "Makefile",
+    ):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text("x")
     found = find([root])

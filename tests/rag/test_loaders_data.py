@@ -113,7 +113,7 @@ def test_tables_without_a_header_and_lists() -> None:
 
 
 def test_an_open_quote_is_told(tmp_path: Path) -> None:
-    with pytest.raises(RagError, match="is broken after row 2 .*a quote may be open"):
+    with pytest.raises(RagError, match=r"is broken after row 2 .*a quote may be open"):
         loaded(tmp_path / "open.csv", 'Name,Note\na,b\nc,"never closed ' + "x" * 200_000)
 
 

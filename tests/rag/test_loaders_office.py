@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import docx
+import openpyxl
 import pytest
 import xlsxwriter
 from docx.oxml import parse_xml
@@ -60,6 +61,7 @@ def test_word_headings_lists_and_tables(tmp_path: Path) -> None:
         "Empty at the end": "Empty at the end",
     }
     assert {section.kind for section in loaded.sections} == {"docx"}
+    assert opened(make_docx(tmp_path / "plain.docx", "Some words.", title="From the properties")).title == "From the properties"
 
 
 def test_word_text_that_python_docx_alone_would_miss(tmp_path: Path) -> None:
@@ -239,6 +241,16 @@ def test_cells_read_as_people_read_them(tmp_path: Path) -> None:
     assert loaded.title == "Kinds of cells"
     values = [text.split("Value: ")[1] for text in loaded.sections[0].text.split("\n")]
     assert values == ["42", "2026-03-01", "2026-03-01 14:30:00", "17.5%", "0.3", "TRUE"]
+
+
+def test_formulas_that_were_never_computed_are_told(tmp_path: Path) -> None:
+    workbook = openpyxl.Workbook()
+    for row in (["Name", "Value"], ["known", 5], ["sum", "=B2*2"], ["twice", '=B3&"x"']):
+        workbook.active.append(row)
+    workbook.save(tmp_path / "f.xlsx")
+    loaded = opened(tmp_path / "f.xlsx")
+    assert loaded.sections[0].text == "Name: known; Value: 5\nName: sum\nName: twice"
+    assert loaded.notes == ("2 formulas have no stored value and were left out; save the workbook in its own program",)
 
 
 def test_titles_gaps_and_a_second_table_in_a_sheet(tmp_path: Path) -> None:
