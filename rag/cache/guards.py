@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from rag.cache.lexicon import UNKNOWN
-from rag.cache.question import ORDERED, Kind, Question, Token, analyse
+from rag.cache.question import DIRECTED, ORDERED, Kind, Question, Token, analyse
 
 WEIGHTS: dict[Kind, float] = {"weak": 0.25, "modal": 0.25}
-LOOSE_POLES = frozenset(("quantifier:+", "height:+"))
+_TYPED = frozenset(("number", "quantity", "date"))
+_OF_TIME = frozenset(("until", "since", "before", "after"))
 _ROLES_THAT_ASSIGN = ("from", "than", "instead", "before", "after", "behind", "against", "over", "under", "without")
 
 
@@ -193,6 +194,8 @@ def _content(first: Question, second: Question) -> Check:
     """Every word that carries meaning must stand, as itself or as a known synonym, in the other question too."""
     mine = [*_unmatched(first, second, names=False), *_poles(first, second)]
     other = [*_unmatched(second, first, names=False), *_poles(second, first)]
+    if not first.of(*ORDERED):
+        return Check("content", False, "no word in it can be compared")
     if not mine and not other:
         return Check("content", True, _listed(first.of("word", "pole")) or "no content words")
     if mine and other:
@@ -206,7 +209,7 @@ def _poles(first: Question, second: Question) -> list[Token]:
     """Our opposites without a counterpart. "How much may X hold?" asks for the most that X may hold, also unsaid."""
     there = {token.value for token in second.tokens}
     said_by_may = {"bound:+"} if any(token.value == "may" for token in second.of("modal")) else set()
-    return [token for token in first.of("pole") if token.value not in there | LOOSE_POLES | said_by_may]
+    return [token for token in first.of("pole") if token.value not in there | said_by_may]
 
 
 # who does what to whom
@@ -219,15 +222,22 @@ def _roles(first: Question, second: Question) -> Check:
         values = {token.value for token in ours} & {token.value for token in theirs}
         if ours and theirs and not values:
             return Check("role", False, f"{role} {_listed(ours)!r} against {role} {_listed(theirs)!r}")
-    goals = {token.value: token for token in second.tokens if token.role in ("from", "to")}
+    there = {token.value: token for token in second.tokens}
     for token in first.tokens:
-        other = goals.get(token.value)
-        if other is not None and {token.role, other.role} == {"from", "to"}:
-            return Check("role", False, f"{token.role} {token.said!r} against {other.role} {other.said!r}")
+        other = there.get(token.value)
+        if other is not None and _plays_another_part(token, other):
+            parts = (f"{it.role if it.role in DIRECTED else ''} {it.said!r}".strip() for it in (token, other))
+            return Check("role", False, " against ".join(parts))
     moved = _moved_prefixes(first, second)
     if moved is not None:
         return Check("role", False, f"{moved[0]!r} against {moved[1]!r}")
     return Check("role", True, "the same things in the same parts")
+
+
+def _plays_another_part(token: Token, other: Token) -> bool:
+    """From against to, before against after; of a number or a date also "in 5 days" against "after 5 days"."""
+    roles = {token.role, other.role}
+    return len(roles) == 2 and (roles <= DIRECTED or token.kind in _TYPED and bool(roles & _OF_TIME))
 
 
 def _headed(question: Question, role: str) -> list[Token]:
@@ -297,9 +307,10 @@ def _counted(line: Sequence[Token], movable: set[str]) -> Facts:
 
 
 def _participles(question: Question) -> set[str]:
-    """What stands right before "by": a verb, whatever the lexicon knows of it."""
-    pairs = zip(question.tokens, question.tokens[1:], strict=False)
-    return {one.value for one, two in pairs if two.role == "by" != one.role and one.kind == "word" and one.said.endswith("ed")}
+    """English words in -ed at the end of their phrase: verbs, whatever the lexicon knows of them."""
+    nexts = (*question.tokens[1:], None)
+    ends = (one for one, two in zip(question.tokens, nexts, strict=True) if two is None or _part(one) != _part(two))
+    return {token.value for token in ends if token.kind == "word" and question.language == "en" and token.said.endswith("ed")}
 
 
 def _line(question: Question) -> list[Token]:

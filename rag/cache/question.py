@@ -22,6 +22,9 @@ ORDERED: frozenset[str] = frozenset(("number", "quantity", "article", "date", "i
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "day": 86400.0, "week": 604800.0}
 _MONTHS = {"month": 1.0, "year": 12.0}
 _BYTES = {"byte": 1.0} | {f"{p}b": 1000.0**n for n, p in enumerate("kmgt", 1)} | {f"{p}ib": 1024.0**n for n, p in enumerate("kmgt", 1)}
+DIRECTED = frozenset(
+    ("from", "to", "until", "since", "than", "instead", "before", "after", "behind", "against", "over", "under", "without")
+)
 INTERROGATIVES = frozenset(
     ("what", "why", "who", "when", "where", "how", "duration", "frequency", "number", "amount", "size", "speed", "distance", "age", "polar")
 )
@@ -103,14 +106,11 @@ class _Reader:
         self.phrase = 0
         self.tokens: list[Token] = []
         self.interrogatives: list[tuple[int, int, str]] = []
-        self.first_kept: int | None = None
+        self.asked_parts: set[str] = set()
 
     def read(self) -> None:
         while self.at < len(self.pieces):
-            before, at = len(self.tokens), self.at
             self._next()
-            if self.first_kept is None and len(self.tokens) > before:
-                self.first_kept = at
 
     def _next(self) -> None:
         piece = self.pieces[self.at]
@@ -274,6 +274,7 @@ class _Reader:
             self._take_interrogative(entry, count, said)
         elif section == "modals":
             self.add("modal", entry.concepts[0], said)
+            self._break(None)
         elif section == "negation":
             self.add("negation", "not", said)
         elif section == "weekdays":
@@ -311,6 +312,9 @@ class _Reader:
             else:
                 self.add("word", concept, said, movable=True)
         asked = any(concept in ("what", "number", "amount") for concept in entry.concepts)
+        if after_role and self.role in DIRECTED:
+            self.asked_parts.add(str(self.role))
+            return
         if asked or not after_role:
             self._break("asked" if asked else None)
 
@@ -334,9 +338,9 @@ class _Reader:
             if concept not in ("what", "amount", "polar") and (count > 1 or not self._may_join(at, concept))
         }
         if asked:
-            return frozenset(asked)
+            return frozenset(asked | self.asked_parts)
         if any(concept in ("what", "amount") for _, _, concept in self.interrogatives):
-            return frozenset(("what",))
+            return frozenset(("what", *self.asked_parts))
         polar = ends_with_mark or any(concept == "polar" for _, _, concept in self.interrogatives)
         return frozenset(("polar" if polar else "keywords",))
 

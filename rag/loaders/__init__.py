@@ -56,7 +56,7 @@ def load(path: Path, max_bytes: int) -> LoadedDocument:
 
 def parse(data: bytes, path: Path) -> LoadedDocument:
     """The document in `data`; its kind is that of the path's suffix. Raises LoadError."""
-    from rag.loaders.packages import check_kind
+    from rag.loaders.packages import BROKEN, OFFICE, broken_container, check_kind
 
     name, suffix = printable(path.name), path.suffix.lower()
     if suffix not in SUPPORTED:
@@ -67,6 +67,8 @@ def parse(data: bytes, path: Path) -> LoadedDocument:
     except LoadError:
         raise
     except Exception as problem:  # parsers of third parties fail in any way on broken files
+        if isinstance(problem, BROKEN) and suffix in OFFICE:
+            raise broken_container(name, suffix) from problem
         cause = f"could not be parsed ({type(problem).__name__}: {problem})"[:500]
         raise LoadError(name, cause, "Repair or convert the file.") from problem
     cleaned = (Section(clean(item.text), short(item.location, 500) or None, item.kind) for item in parsed.sections)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import re
 import zipfile
+import zlib
 from collections.abc import Iterable
 from typing import IO, Any
 from xml.parsers import expat
@@ -21,6 +22,7 @@ MAX_RATIO = 250  # expanded : packed of an entry of more than RATIO_BYTES; real 
 RATIO_BYTES = 10_000_000
 BLOCK_BYTES = 65_536
 
+BROKEN = (zipfile.BadZipFile, zlib.error)
 OFFICE = {".docx": "Word document", ".pptx": "PowerPoint presentation", ".xlsx": "Excel workbook", ".epub": "EPUB book"}
 
 _MAGIC = (
@@ -60,10 +62,14 @@ def check_kind(name: str, suffix: str, data: bytes) -> None:
     if found == "an encrypted Office document":
         raise LoadError(name, "is encrypted with a password", "Save a copy without the password and ingest that.")
     if found == "a broken ZIP container" and suffix in OFFICE:
-        raise LoadError(name, f"is a broken {OFFICE[suffix]}: its ZIP container is cut off or damaged", "Copy or save it again.")
+        raise broken_container(name, suffix)
     found = found or ("an HTML page" if _looks_like_html(data) else "no " + means.split(" ", 1)[1])
     cause = f"is {found}" if found.startswith("no ") else f"holds {found}, not {means}"
     raise LoadError(name, cause, "Give it the suffix of its kind, or save it again in the kind that its suffix says.")
+
+
+def broken_container(name: str, suffix: str) -> LoadError:
+    return LoadError(name, f"is a broken {OFFICE[suffix]}: its ZIP container is cut off or damaged", "Copy or save it again.")
 
 
 def _kind_of_suffix(suffix: str) -> str:
@@ -101,7 +107,7 @@ def _kind_of_zip(name: str, data: bytes) -> str:
             suffix = next((suffix for pattern, suffix in _MAIN_TYPES if re.search(pattern, types)), None)
             return _with_article(OFFICE[suffix]) if suffix else "another kind of Office document"
         kind = _head(archive, "mimetype").strip() if "mimetype" in names else b""
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError, ValueError, expat.ExpatError):
+    except (*BROKEN, EOFError, NotImplementedError, RuntimeError, OSError, ValueError):
         return "a broken ZIP container"
     if kind == b"application/epub+zip" or "META-INF/container.xml" in names:
         return "an EPUB book"

@@ -109,6 +109,7 @@ def test_tables_without_a_header_and_lists() -> None:
     people = [["Name", "Role"], ["Ada", "engineer"], ["", ""], ["Bob", "plumber"], ["Eve", "cook"]]
     assert lines(*people) == ["Name: Ada; Role: engineer", "Name: Bob; Role: plumber", "Name: Eve; Role: cook"]
     assert lines(["Name", "Role"], ["Ada", "engineer", "extra"]) == ["Name: Ada; Role: engineer; extra"]
+    assert lines(["The staff"], [], ["Name", "Role"], ["Ada", "engineer"]) == ["The staff", "Name: Ada; Role: engineer"]
     assert lines() == []
 
 

@@ -270,6 +270,12 @@ def test_titles_gaps_and_a_second_table_in_a_sheet(tmp_path: Path) -> None:
     }
 
 
+def test_a_sheet_that_misstates_its_size_is_read_whole(tmp_path: Path) -> None:
+    path = make_xlsx(tmp_path / "size.xlsx", {"A": [["Name", "Value"], ["a", 1], ["b", 2]]})
+    rewrite(path, lambda name, content: content.replace(b'ref="A1:B3"', b'ref="A1:A2"'))
+    assert places(opened(path)) == {"sheet A, rows 2–3": "Name: a; Value: 1\nName: b; Value: 2"}
+
+
 def test_a_forged_row_number_and_a_cell_far_to_the_right_end(tmp_path: Path) -> None:
     path = make_xlsx(tmp_path / "far.xlsx", {"A": [["Name", "Value"], ["a", 1]]})
     far = b'<row r="99999999999"><c r="ZZZ99999999999"><v>5</v></c></row></sheetData>'
