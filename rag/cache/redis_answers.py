@@ -27,6 +27,15 @@ BULK_SECONDS = 10.0
 RETRY_SECONDS = 5.0
 PREFIX = "ragdeck:answers:1:"
 _CHUNK = 256
+# one step each, so that an answer that expires meanwhile is not made again without its time to live
+_TOUCH = """if redis.call('exists', KEYS[1]) == 1 then
+  redis.call('hincrby', KEYS[1], 'hits', 1)
+  redis.call('hset', KEYS[1], 'used', ARGV[1])
+  redis.call('zadd', KEYS[2], 'XX', ARGV[1], ARGV[2])
+end"""
+_REWRITE = """if redis.call('exists', KEYS[1]) == 0 then return 0 end
+redis.call('hset', KEYS[1], 'body', ARGV[1])
+return 1"""
 _T = TypeVar("_T")
 
 
@@ -53,6 +62,7 @@ class RedisAnswers:
         self._lock = threading.Lock()
         self._retry_at = float("-inf")
         self._problem: str | None = None
+        self._write_problem: str | None = None
         self._evictions = 0
         self._threads = ThreadPoolExecutor(max_workers=8, thread_name_prefix="redis-answers")
 
@@ -75,7 +85,7 @@ class RedisAnswers:
             entries = self._call(lambda: int(self._client.zcard(self._used)))
         except CacheAway as away:
             return AnswersState("redis", self._address, None, self._evictions, str(away))
-        return AnswersState("redis", self._address, entries, self._evictions, self._problem)
+        return AnswersState("redis", self._address, entries, self._evictions, self._problem or self._write_problem)
 
     # asking, and being told no
 
@@ -147,7 +157,13 @@ class RedisAnswers:
             over = int(pipeline.execute()[-1]) - self._max
             return self._evict(over) if over > 0 else []
 
-        return self._call(write)
+        try:
+            gone = self._call(write)
+        except CacheAway as away:
+            self._write_problem = str(away)
+            raise
+        self._write_problem = None
+        return gone
 
     def _evict(self, over: int) -> list[str]:
         gone = [key.decode() for key, _ in self._client.zpopmin(self._used, over)]
@@ -167,25 +183,10 @@ class RedisAnswers:
     def touch(self, key: str) -> None:
         now = self._clock()
 
-        def count() -> None:
-            if not self._client.exists(self._name(key)):
-                return
-            pipeline = self._client.pipeline(transaction=False)
-            pipeline.hincrby(self._name(key), "hits", 1)
-            pipeline.hset(self._name(key), "used", now)
-            pipeline.zadd(self._used, {key: now}, xx=True)
-            pipeline.execute()
-
-        self._call(count)
+        self._call(lambda: self._client.eval(_TOUCH, 2, self._name(key), self._used, now, key))
 
     def rewrite(self, entry: CachedAnswer) -> bool:
-        def write() -> bool:
-            if not self._client.exists(self._name(entry.id)):
-                return False
-            self._client.hset(self._name(entry.id), "body", packed(entry))
-            return True
-
-        return self._call(write)
+        return bool(self._call(lambda: self._client.eval(_REWRITE, 1, self._name(entry.id), packed(entry))))
 
     def delete(self, keys: Iterable[str]) -> int:
         wanted = list(keys)

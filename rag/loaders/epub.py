@@ -18,7 +18,6 @@ from rag.loaders.text import decode
 from rag.outlines import html_outline
 
 MAX_PART_BYTES = 20_000_000  # beautifulsoup holds a chapter at some twenty times its size
-MAX_CHAPTERS = 10_000
 _FONTS = ("http://www.idpf.org/2008/embedding", "http://ns.adobe.com/pdf/enc#RC")  # obfuscated fonts: the text is open
 _PAGES = ("application/xhtml+xml", "text/html", "text/x-oeb1-document")
 
@@ -45,7 +44,7 @@ def _chapters(
     items = {item.get("id"): item for item in package.iter() if _tag(item) == "item" and item.get("media-type") in _PAGES}
     spine = list(dict.fromkeys(item.get("idref") for item in package.iter() if _tag(item) == "itemref"))
     entries, seen = set(archive.namelist()), set[str]()
-    for number, idref in enumerate(spine[:MAX_CHAPTERS], start=1):
+    for number, idref in enumerate(spine, start=1):
         if idref not in items:
             continue
         path = posixpath.normpath(posixpath.join(folder, unquote(items[idref].get("href") or "")))

@@ -21,8 +21,9 @@ from rag.loaders.rows import Row, named_lines, numbered, sections
 MAX_ROWS = 1_048_576  # Excel's own; a forged row number would else stand for billions of empty rows
 MAX_CELLS = 30_000_000
 BLOCK_BYTES = 1_000_000
-_NO_VALUE = re.compile(rb"<f[ >][^<]*</f>(<v\s*/>|<v></v>)?</c>")
 STREAMED = ("xl/worksheets/", "xl/sharedStrings")
+
+_NO_VALUE = re.compile(rb"<f[ >][^<]*</f>(<v\s*/>|<v></v>)?</c>")
 
 
 def read_xlsx(name: str, data: bytes) -> Parsed:
