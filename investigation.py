@@ -13,12 +13,12 @@ from dataclasses import replace
 
 from collectors.sweep import Sweep
 from latency.baseline import from_store
-from latency.experiments import ExperimentStore
+from latency.experiments.experiments import ExperimentStore
 from latency.otlp.receiver import Receiver
-from latency.reading_store import ReadingStore
-from latency.sampler import Sampler
+from latency.readings.sampler import Sampler
+from latency.readings.store import ReadingStore
+from latency.readings.window import Window
 from latency.types import Baseline
-from latency.window import Window
 from rag.errors import RagError
 from rag.query import Finished
 from rag.trace_store import TraceStore

@@ -12,7 +12,7 @@ import models
 from collectors.services import Service
 from gpu_server import folders, makers, starter
 from gpu_server.model_pool import ModelPool
-from latency.components import Parts, StorePlace
+from latency.components.components import Parts, StorePlace
 from rag.routes import FieldMapping
 from runtime import Runtime
 from settings import Settings

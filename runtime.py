@@ -31,10 +31,10 @@ from gpu_server.model_pool import ModelPool
 from gpu_server.probes import Probe
 from investigation import Investigation
 from jobs import Job, Jobs, JobsFull
-from latency.experiments import ExperimentStore
+from latency.experiments.experiments import ExperimentStore
 from latency.lab import Variant
 from latency.otlp.receiver import Receiver
-from latency.reading_store import ReadingStore
+from latency.readings.store import ReadingStore
 from latency.types import Baseline
 from library import IngestSummary, Knowledge, Library, open_store
 from models import ModelStatus

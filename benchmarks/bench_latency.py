@@ -28,14 +28,14 @@ from streamlit.testing.v1 import AppTest
 
 import runtime
 from benchmarks.bench_traces import Synthetic
-from latency import percentiles, recent, summary, what_if
 from latency.baseline import from_store
-from latency.percentiles import COLUMNS, Selection
-from latency.reading_store import ReadingStore
-from latency.stage_table import StageTables
-from latency.summary import View
+from latency.percentiles import percentiles, recent, summary, what_if
+from latency.percentiles.percentiles import COLUMNS, Selection
+from latency.percentiles.summary import View
+from latency.percentiles.table import StageTables
+from latency.percentiles.what_if import Scenario
+from latency.readings.store import ReadingStore
 from latency.types import LOCAL, QueryReadings, Series
-from latency.what_if import Scenario
 from rag.trace_file import closing, open_file
 from rag.trace_rows import STAGE_SQL, QueryFilter, to_rows
 from rag.trace_store import TraceStore

@@ -28,10 +28,10 @@ from benchmarks import figures
 from benchmarks.bench_path import SAMPLES, FakeChat, passages, run
 from gpu_server.model_pool import ModelPool
 from gpu_server.starter import StarterEmbedder, StarterReranker
-from latency.reading_store import ReadingStore, pack
-from latency.sampler import Sampler
-from latency.sampler_gpus import GpuReader
-from latency.window import Window
+from latency.readings.gpus import GpuReader
+from latency.readings.sampler import Sampler
+from latency.readings.store import ReadingStore, pack
+from latency.readings.window import Window
 from rag.query import Clients, Prompts
 from rag.store import Store
 from rag.trace import Tracing

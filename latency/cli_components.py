@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 
 from jobs import Event
-from latency import components, targets
 from latency.cli_run import document, experiment, opened, pairs
-from latency.components import ComponentsResult, Row
+from latency.components import components, targets
+from latency.components.components import ComponentsResult, Row
 from parts import parts
 from rag.cli_ask import seconds
 

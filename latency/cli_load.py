@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from jobs import Event, Jobs
-from latency import load
 from latency.cli_run import document, experiment, opened, option_values
 from latency.lab import Lab
-from latency.load import LoadPlan, LoadResult
+from latency.load import load
+from latency.load.load import LoadPlan, LoadResult
 from rag.cli_ask import seconds
 from settings import Settings
 from settings import load as load_settings

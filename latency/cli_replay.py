@@ -6,11 +6,11 @@ import argparse
 from typing import Any
 
 from jobs import Event
-from latency import replay
 from latency.cli_run import document, experiment, opened, pairs, typed
 from latency.cli_tables import compared
-from latency.compare import compare
-from latency.replay import Change, ReplayResult
+from latency.comparing.compare import compare
+from latency.experiments import replay
+from latency.experiments.replay import Change, ReplayResult
 from rag.cli_ask import seconds
 
 AS_STORED = "as-stored"

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import runtime
 from collectors.nvml import Nvml
 from jobs import Event, Job, Jobs, Work
-from latency.experiments import Experiment, ExperimentStore, Kind, environment, run
+from latency.experiments.experiments import Experiment, ExperimentStore, Kind, environment, run
 from rag.errors import HeldError, RagError
 from rag.types import Options
 from runtime import Runtime

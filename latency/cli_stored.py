@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from latency import baseline
-from latency import compare as comparing
 from latency import findings as finding
 from latency.cli_tables import compared
-from latency.experiments import ExperimentStore
-from latency.reading_store import ReadingStore
+from latency.comparing import compare as comparing
+from latency.experiments.experiments import ExperimentStore
+from latency.readings.store import ReadingStore
 from latency.types import Case, Finding
 from rag.cli_ask import seconds
 from rag.errors import RagError

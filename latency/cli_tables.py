@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from latency.compare import Comparison, Row
+from latency.comparing.compare import Comparison, Row
 from rag.cli_ask import seconds
 
 

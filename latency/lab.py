@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from collectors.sweep import Sweep
 from gpu_server.interfaces import ChatModel
 from jobs import Job, Jobs
-from latency.reading_store import ReadingStore
+from latency.readings.store import ReadingStore
 from latency.types import Baseline
 from rag.query import Clients
 from rag.trace_store import TraceStore

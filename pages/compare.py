@@ -1,4 +1,4 @@
-"""Compare: two queries or two sets, `?a=` against `?b=` (`latency.selection` says what may stand there)."""
+"""Compare: two queries or two sets, `?a=` against `?b=` (`latency.comparing.selection` says what may stand there)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from urllib.parse import quote
 
 import streamlit as st
 
-from latency.compare import Comparison, compare
-from latency.reports import Report, comparison_report
-from latency.selection import KEYS, Loaded, load, parse, set_text
+from latency.comparing.compare import Comparison, compare
+from latency.comparing.selection import KEYS, Loaded, load, parse, set_text
+from latency.reports.reports import Report, comparison_report
 from rag.errors import RagError
 from rag.trace_rows import QueryFilter, QueryRow
 from rag.types import Answer

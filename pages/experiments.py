@@ -11,9 +11,9 @@ from typing import Any
 import streamlit as st
 
 from jobs import Job
-from latency import experiments
-from latency.experiments import Experiment
-from latency.reports import experiment_report
+from latency.experiments import experiments
+from latency.experiments.experiments import Experiment
+from latency.reports.reports import experiment_report
 from parts import parts
 from rag.errors import RagError
 from rag.types import Problem

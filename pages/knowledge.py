@@ -16,7 +16,6 @@ from ui.cached import the_runtime, zone
 from ui.format import count, escape, plain_markdown, plural, unknown_html
 
 runtime = the_runtime()
-TYPES = ["txt", "md", "html", "htm", "pdf"]
 
 
 def collections_card(known: Knowledge) -> None:
@@ -57,9 +56,9 @@ def add_card() -> None:
         with st.form("add", border=False, clear_on_submit=True):
             files = st.file_uploader(
                 "Files",
-                TYPES,
+                ingest_view.TYPES,
                 accept_multiple_files=True,
-                help="Text, Markdown, HTML or PDF with text in it. A file of the same name replaces its earlier version.",
+                help=f"{ingest_view.TYPES_HELP} A file of the same name replaces its earlier version.",
             )
             sent = st.form_submit_button("Add to the collection", type="primary")
         if sent and not files:

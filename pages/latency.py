@@ -8,10 +8,10 @@ from typing import Any
 
 import streamlit as st
 
-from latency.percentiles import COLUMNS, DONE, EVERY, TOTAL, USUAL, Selection
-from latency.stage_options import OPTIONS
-from latency.summary import Focus, Pick, View, Whole
-from latency.what_if import Scenario
+from latency.percentiles.options import OPTIONS
+from latency.percentiles.percentiles import COLUMNS, DONE, EVERY, TOTAL, USUAL, Selection
+from latency.percentiles.summary import Focus, Pick, View, Whole
+from latency.percentiles.what_if import Scenario
 from rag.errors import RagError
 from ui import cards, exports, findings_view, latency_cached, latency_charts, latency_view, query_list
 from ui.cached import now, the_runtime, zone

@@ -130,7 +130,7 @@ def _gather(sections: Sequence[Section], measure: _Measure, chunk_tokens: int) -
 
 
 def _joinable(one: Section, other: Section) -> bool:
-    return one.kind == other.kind and one.kind in ("markdown", "html")  # a page number of a PDF stays exact
+    return one.kind == other.kind and one.kind in ("markdown", "html", "docx")  # a page number of a PDF stays exact
 
 
 def _span(first: str | None, last: str | None) -> str | None:

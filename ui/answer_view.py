@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import streamlit as st
 
-from latency.reports import query_report
-from latency.server_split import server_splits
+from latency.readings.server_split import server_splits
+from latency.reports.reports import query_report
 from latency.types import Case, Finding
 from rag.types import Answer
 from ui import cards, exports, figures, findings_view, readings_view

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, tzinfo
 
-from latency.agreement import Agreement
-from latency.compare import Comparison, Row, Side
-from latency.comparison_words import share_text, signed
-from latency.differences import MachineState, Other
-from latency.report_comparison import measured
-from latency.report_values import metric_text
+from latency.comparing.agreement import Agreement
+from latency.comparing.compare import Comparison, Row, Side
+from latency.comparing.differences import MachineState, Other
+from latency.comparing.words import share_text, signed
+from latency.reports.comparison import measured
+from latency.reports.values import metric_text
 from rag.trace_rows import QueryRow
 from rag.types import STAGES, Answer
 from ui import cards, exports, figures

@@ -13,11 +13,14 @@ import pandas as pd
 import streamlit as st
 
 from jobs import Work
-from latency import components, hardware, load, replay, targets
-from latency.experiments import Kind
-from latency.hardware_types import COMPONENTS, PRECISIONS, Component, HardwarePlan
-from latency.load import LoadPlan
-from latency.load_plan import MAX_REQUESTS_PER_STEP, MAX_SECONDS_PER_STEP, MAX_WARMUP, bad_input
+from latency.components import components, targets
+from latency.experiments import replay
+from latency.experiments.experiments import Kind
+from latency.hardware import hardware
+from latency.hardware.types import COMPONENTS, PRECISIONS, Component, HardwarePlan
+from latency.load import load
+from latency.load.load import LoadPlan
+from latency.load.plan import MAX_REQUESTS_PER_STEP, MAX_SECONDS_PER_STEP, MAX_WARMUP, bad_input
 from rag.errors import RagError
 from rag.trace_rows import QueryFilter
 from runtime import Runtime

@@ -8,8 +8,8 @@ from typing import Any
 import streamlit as st
 
 from jobs import Job
-from latency import knee
-from latency.load_steps import Step
+from latency.load import knee
+from latency.load.steps import Step
 from ui import cards, experiments_view, hardware_view, load_view
 from ui.cached import the_runtime
 from ui.format import escape, seconds

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import streamlit as st
 
-from latency import prices
-from latency.compare import compare
-from latency.experiments import Experiment
-from latency.hardware_types import COMPONENTS, Component, HardwareResult
-from latency.load import LoadResult
-from latency.replay import cases
+from latency.comparing.compare import compare
+from latency.experiments.experiments import Experiment
+from latency.experiments.replay import cases
+from latency.hardware import prices
+from latency.hardware.types import COMPONENTS, Component, HardwareResult
+from latency.load.load import LoadResult
 from rag.errors import RagError
 from rag.types import Problem
 from ui import cards, experiments_view, hardware_view, load_view

@@ -8,10 +8,11 @@ from datetime import UTC, datetime, tzinfo
 from typing import Any
 from urllib.parse import quote
 
-from latency import hardware, load
-from latency.experiments import Experiment
-from latency.hardware_types import HardwareResult
-from latency.load import LoadResult
+from latency.experiments.experiments import Experiment
+from latency.hardware import hardware
+from latency.hardware.types import HardwareResult
+from latency.load import load
+from latency.load.load import LoadResult
 from ui import cards, figures
 from ui.exports import to_csv
 from ui.format import (

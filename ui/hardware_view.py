@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from latency.hardware_types import Cell, Component, HardwareResult, Place, Row
-from latency.prices import REPORT, REPORTED, REPORTED_INT8, Advice, Cost, Price, Reported
+from latency.hardware.prices import REPORT, REPORTED, REPORTED_INT8, Advice, Cost, Price, Reported
+from latency.hardware.types import Cell, Component, HardwareResult, Place, Row
 from ui import cards, figures
 from ui.format import UNKNOWN, count, escape, number, percentile, plural, seconds, unknown_html, value_html
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import streamlit as st
 
-from latency import percentiles, recent, summary, what_if
-from latency.percentiles import EVERY, Heat, Selection
-from latency.recent import Recent
-from latency.stage_table import Rows, StageTable, StageTables
-from latency.summary import Focus, Pick, View, Whole
-from latency.what_if import Prediction, Scenario
+from latency.percentiles import percentiles, recent, summary, what_if
+from latency.percentiles.percentiles import EVERY, Heat, Selection
+from latency.percentiles.recent import Recent
+from latency.percentiles.summary import Focus, Pick, View, Whole
+from latency.percentiles.table import Rows, StageTable, StageTables
+from latency.percentiles.what_if import Prediction, Scenario
 from rag.trace_rows import QueryFilter, QueryRow
 from ui.cached import the_runtime
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from latency.percentiles import Bin, Change, Summary, Trend
+from latency.percentiles.percentiles import Bin, Change, Summary, Trend
 from ui.format import seconds
 from ui.style import STAGE_COLOURS
 

@@ -7,13 +7,26 @@ from datetime import UTC, datetime, tzinfo
 from typing import Any
 from urllib.parse import urlencode
 
-from latency import percentiles
-from latency.percentiles import DONE, EVERY, PERCENTS, TOTAL, Change, Chosen, Group, Heat, Selection, StageLine, Summary, Trend
-from latency.recent import Recent
-from latency.stage_options import OPTIONS
-from latency.summary import Outlier, Pick, View
+from latency.percentiles import percentiles
+from latency.percentiles.options import OPTIONS
+from latency.percentiles.percentiles import (
+    DONE,
+    EVERY,
+    PERCENTS,
+    TOTAL,
+    Change,
+    Chosen,
+    Group,
+    Heat,
+    Selection,
+    StageLine,
+    Summary,
+    Trend,
+)
+from latency.percentiles.recent import Recent
+from latency.percentiles.summary import Outlier, Pick, View
+from latency.percentiles.what_if import Estimate, Prediction
 from latency.types import Finding
-from latency.what_if import Estimate, Prediction
 from ui.figures import PARTS, table
 from ui.format import absolute, escape, number, percent, plural, query_url, seconds, unknown_html
 from ui.style import colour

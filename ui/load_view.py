@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from latency.knee import Knee
-from latency.load import LoadResult, where_asked
-from latency.load_steps import Step, Times
+from latency.load.knee import Knee
+from latency.load.load import LoadResult, where_asked
+from latency.load.steps import Step, Times
 from ui import cards, figures
 from ui.format import UNKNOWN, count, escape, number, percent, percentile, plural, query_url, seconds, unknown_html, value_html
 from ui.style import STAGE_COLOURS, colour

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from collectors.gpu_facts import SLOWDOWNS
-from latency.server_split import ServerSplit
+from latency.readings.server_split import ServerSplit
 from latency.types import LOCAL, Fact, QueryReadings, Series
 from rag.types import Answer, Interval
 from ui import figures

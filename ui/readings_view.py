@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import streamlit as st
 
-from latency.server_split import ServerSplit
+from latency.readings.server_split import ServerSplit
 from latency.types import QueryReadings
 from rag.types import Answer
 from ui import cards, readings_figures, readings_tables

@@ -48,6 +48,8 @@ class AnswerStore(Protocol):
     Thread-safe. Every method but `state` and `close` raises CacheAway.
     """
 
+    state_name: Literal["redis", "sqlite"]
+
     @property
     def state(self) -> AnswersState: ...
 
@@ -71,7 +73,7 @@ class AnswerStore(Protocol):
         """Delete all; returns how many."""
         ...
 
-    def list(self, limit: int = 100, offset: int = 0, order: Order = "used") -> list[CachedAnswer]: ...
+    def page(self, limit: int = 100, offset: int = 0, order: Order = "used") -> list[CachedAnswer]: ...
 
     def rows(self, since_unix: float = 0.0) -> Iterator[Row]:
         """Questions with their vectors, kept at or after that time: to build an index from."""
@@ -102,6 +104,8 @@ def vector_of(blob: bytes | None) -> NDArray[np.float32] | None:
 class SqliteAnswers:
     """Answers in a file, for one process or several on one machine."""
 
+    state_name: Literal["redis", "sqlite"] = "sqlite"
+
     def __init__(
         self,
         path: Path,
@@ -121,9 +125,11 @@ class SqliteAnswers:
     def state(self) -> AnswersState:
         try:
             with self._open() as db:
-                entries = int(db.execute("SELECT count(*) FROM answers WHERE expires > ?", (self._clock(),)).fetchone()[0])
+                entries: int | None = int(
+                    db.execute("SELECT count(*) FROM answers WHERE expires > ?", (self._clock(),)).fetchone()[0]
+                )
         except CacheAway:
-            entries = None  # type: ignore[assignment]
+            entries = None
         return AnswersState("sqlite", str(self._path), entries, self._evictions, self._problem)
 
     @contextmanager
@@ -200,7 +206,7 @@ class SqliteAnswers:
         with self._open() as db:
             return db.execute("DELETE FROM answers").rowcount
 
-    def list(self, limit: int = 100, offset: int = 0, order: Order = "used") -> list[CachedAnswer]:
+    def page(self, limit: int = 100, offset: int = 0, order: Order = "used") -> list[CachedAnswer]:
         column = {"used": "used", "created": "created", "hits": "hits"}[order]
         with self._open() as db:
             rows = db.execute(

@@ -46,7 +46,9 @@ class CacheBook:
                             a TEXT NOT NULL, b TEXT NOT NULL, label TEXT NOT NULL, language TEXT NOT NULL, at REAL NOT NULL,
                             UNIQUE (a, b))"""
                     )
-                    self._db.execute("CREATE TABLE IF NOT EXISTS thresholds (embedder TEXT PRIMARY KEY, body TEXT NOT NULL, at REAL)")
+                    self._db.execute(
+                        "CREATE TABLE IF NOT EXISTS thresholds (embedder TEXT PRIMARY KEY, body TEXT NOT NULL, at REAL)"
+                    )
                 with self._db:
                     yield self._db
             except (sqlite3.Error, OSError) as problem:

@@ -137,9 +137,7 @@ def score(pairs: Sequence[Pair], embed: Embed) -> list[Scored]:
     texts = list(dict.fromkeys(text for pair in pairs for text in (pair.a, pair.b)))
     rows = {text: index for index, text in enumerate(texts)}
     vectors = np.concatenate([embed(texts[start : start + 64]) for start in range(0, len(texts), 64)])
-    return [
-        Scored(pair, float(vectors[rows[pair.a]] @ vectors[rows[pair.b]]), compare(pair.a, pair.b)) for pair in pairs
-    ]
+    return [Scored(pair, float(vectors[rows[pair.a]] @ vectors[rows[pair.b]]), compare(pair.a, pair.b)) for pair in pairs]
 
 
 def calibrate(
@@ -157,7 +155,7 @@ def calibrate(
     on_chosen, on_held = rates(chosen, dense, agreement), rates(kept_back, dense, agreement)
     measured = {"pairs": len(scored), "bound": false_hits, "chosen_on": asdict(on_chosen), "held_out": asdict(on_held)}
     return Calibration(
-        Thresholds(embedder, dense, agreement, measured),
+        Thresholds(embedder, dense, agreement, measured=measured),
         false_hits,
         on_chosen,
         on_held,
@@ -168,9 +166,7 @@ def calibrate(
 
 
 def _strictest(chosen: Sequence[Scored], bound: float) -> tuple[float, float]:
-    tried = {
-        (dense, agreement): rates(chosen, dense, agreement) for dense in DENSE_STEPS for agreement in AGREEMENT_STEPS
-    }
+    tried = {(dense, agreement): rates(chosen, dense, agreement) for dense in DENSE_STEPS for agreement in AGREEMENT_STEPS}
     allowed = {key: found for key, found in tried.items() if (found.false_hit_ratio or 0.0) <= bound and found.hits}
     if not allowed:
         raise RagError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from rag.cache.lexicon import UNKNOWN
@@ -185,16 +186,14 @@ def _modality(first: Question, second: Question) -> Check:
     ours, theirs = {token.value for token in first.of("modal")}, {token.value for token in second.of("modal")}
     if first.asks == second.asks == {"how"} or not ours or not theirs or ours & theirs:
         return Check("modality", True, _listed(first.of("modal")) or "none")
-    return Check(
-        "modality", False, f"modality: {_listed(first.of('modal'))!r} against {_listed(second.of('modal'))!r}"
-    )
+    return Check("modality", False, f"modality: {_listed(first.of('modal'))!r} against {_listed(second.of('modal'))!r}")
 
 
 def _content(first: Question, second: Question) -> Check:
     """Every word that carries meaning must stand, as itself or as a known synonym, in the other question too."""
     mine = [*_unmatched(first, second, names=False), *_poles(first, second)]
     other = [*_unmatched(second, first, names=False), *_poles(second, first)]
-    if not first.of(*ORDERED):
+    if not any(token.kind in ORDERED for token in first.tokens):
         return Check("content", False, "no word in it can be compared")
     if not mine and not other:
         return Check("content", True, _listed(first.of("word", "pole")) or "no content words")
@@ -302,7 +301,7 @@ def _values(line: Sequence[Token], movable: set[str]) -> Facts:
 
 def _counted(line: Sequence[Token], movable: set[str]) -> Facts:
     """Each number with the thing that follows it."""
-    pairs = zip(line, line[1:], strict=False)
+    pairs = pairwise(line)
     return sorted((one.value, two.value) for one, two in pairs if one.kind == "number" and two.kind in ("word", "name"))
 
 

@@ -24,6 +24,9 @@ _HEBREW_FINALS = str.maketrans("םןץףך", "מנצפכ")
 _HEBREW_PREFIXES = "והבכלמש"
 
 
+Sections = dict[str, list[tuple[str, list[tuple[str, ...]]]]]
+
+
 class Entry(NamedTuple):
     """What a word or phrase of the lexicon is: `concepts` are what it says, `role` the part that what follows it plays."""
 
@@ -88,10 +91,10 @@ def lexicon(language: str) -> Lexicon:
     return Lexicon(
         language,
         entries,
-        *(
-            frozenset(phrase[0] for _, phrases in sections.get(section, ()) for phrase in phrases)
-            for section in ("function", "auxiliaries", "copulas", "determiners")
-        ),
+        _single(sections, "function"),
+        _single(sections, "auxiliaries"),
+        _single(sections, "copulas"),
+        _single(sections, "determiners"),
         _values(sections, "numbers", language),
         _values(sections, "articles", language),
         _values(sections, "months", language),
@@ -99,7 +102,8 @@ def lexicon(language: str) -> Lexicon:
     )
 
 
-Sections = dict[str, list[tuple[str, list[tuple[str, ...]]]]]
+def _single(sections: Sections, name: str) -> frozenset[str]:
+    return frozenset(phrase[0] for _, phrases in sections.get(name, ()) for phrase in phrases)
 
 
 def _read(path: Path) -> Sections:

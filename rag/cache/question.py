@@ -21,12 +21,30 @@ ORDERED: frozenset[str] = frozenset(("number", "quantity", "article", "date", "i
 
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "day": 86400.0, "week": 604800.0}
 _MONTHS = {"month": 1.0, "year": 12.0}
-_BYTES = {"byte": 1.0} | {f"{p}b": 1000.0**n for n, p in enumerate("kmgt", 1)} | {f"{p}ib": 1024.0**n for n, p in enumerate("kmgt", 1)}
+_BYTES = (
+    {"byte": 1.0} | {f"{p}b": 1000.0**n for n, p in enumerate("kmgt", 1)} | {f"{p}ib": 1024.0**n for n, p in enumerate("kmgt", 1)}
+)
 DIRECTED = frozenset(
     ("from", "to", "until", "since", "than", "instead", "before", "after", "behind", "against", "over", "under", "without")
 )
 INTERROGATIVES = frozenset(
-    ("what", "why", "who", "when", "where", "how", "duration", "frequency", "number", "amount", "size", "speed", "distance", "age", "polar")
+    (
+        "what",
+        "why",
+        "who",
+        "when",
+        "where",
+        "how",
+        "duration",
+        "frequency",
+        "number",
+        "amount",
+        "size",
+        "speed",
+        "distance",
+        "age",
+        "polar",
+    )
 )
 _ORDINAL_WORDS = {"second", "seconde", "segundo", "segunda", "deuxième"}
 _ROMAN = re.compile(r"[ivxlc]{1,7}")
@@ -186,7 +204,9 @@ class _Reader:
         if piece.kind == "sign" and piece.text in "$€£₪" and self._peek(1).kind == "number":
             unit = self._looked_up(self.words.units, piece) or piece.text
             self.at += 2
-            return self.add("quantity", f"{self._number(self.pieces[self.at - 1].low)} {unit}", piece.text + self.pieces[self.at - 1].text)
+            return self.add(
+                "quantity", f"{self._number(self.pieces[self.at - 1].low)} {unit}", piece.text + self.pieces[self.at - 1].text
+            )
         if piece.kind == "measure":
             return self._measure(piece)
         value = self._number(piece.low) if piece.kind == "number" else self._looked_up(self.words.numbers, piece)
@@ -194,13 +214,13 @@ class _Reader:
             return False
         if piece.kind == "word" and piece.low in self.words.function:
             return False
-        unit = self._looked_up(self.words.units, self._peek(1))
-        if unit is None or not value[0].isdigit():
+        measured_in = self._looked_up(self.words.units, self._peek(1))
+        if measured_in is None or not value[0].isdigit():
             self.at += 1
             return self.add("number", value, piece.text)
         said = f"{piece.text} {self._peek(1).text}"
         self.at += 2
-        return self.add("quantity", _in_base_unit(value, unit), said)
+        return self.add("quantity", _in_base_unit(value, measured_in), said)
 
     def _measure(self, piece: _Piece) -> bool:
         """`7.25s`, `16GB`, `40k`; what has no unit behind its digits (`7B`, `3rd`) is an identifier or an ordinal."""
@@ -209,8 +229,8 @@ class _Reader:
         self.at += 1
         if found[2] in ("st", "nd", "rd", "th", "e", "er", "eme"):
             return self.add("number", f"o{found[1]}", piece.text)
-        if found[2] == "k":
-            return self.add("number", f"{float(self._number(found[1])) * 1000:.12g}", piece.text)
+        if found[2] == "k" and re.fullmatch(r"\d+(?:\.\d+)?", thousands := self._number(found[1])):
+            return self.add("number", f"{float(thousands) * 1000:.12g}", piece.text)
         unit = self.words.units.get(found[2])
         if unit is None:
             return self.add("identifier", piece.low, piece.text)
@@ -325,7 +345,9 @@ class _Reader:
             if len(piece.low) > 1 or name:
                 self.add("name" if name else "word", self.words.stem(piece.low), piece.text)
         elif piece.kind != "sign" or piece.text in ("#", "++"):
-            value = re.sub(r"(?<=\d)s$", "", piece.low).replace("-", "").replace("_", "") if piece.kind == "identifier" else piece.low
+            value = (
+                re.sub(r"(?<=\d)s$", "", piece.low).replace("-", "").replace("_", "") if piece.kind == "identifier" else piece.low
+            )
             self.add("identifier", value, piece.text)
 
     # 3) what is asked for

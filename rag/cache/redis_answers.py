@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as Late
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -41,6 +42,8 @@ _T = TypeVar("_T")
 
 class RedisAnswers:
     """As `AnswerStore`; raises ValueError for an address that is none."""
+
+    state_name: Literal["redis", "sqlite"] = "redis"
 
     def __init__(
         self,
@@ -204,7 +207,7 @@ class RedisAnswers:
 
         return self._call(all_of_it, BULK_SECONDS * 3)
 
-    def list(self, limit: int = 100, offset: int = 0, order: Order = "used") -> list[CachedAnswer]:
+    def page(self, limit: int = 100, offset: int = 0, order: Order = "used") -> list[CachedAnswer]:
         def read() -> list[CachedAnswer]:
             if order == "hits":
                 found = self._read([key.decode() for key in self._bulk.zrevrange(self._used, 0, -1)])
@@ -233,10 +236,12 @@ class RedisAnswers:
         return found
 
     def rows(self, since_unix: float = 0.0) -> Iterator[Row]:
-        keys = self._call(lambda: [key.decode() for key in self._bulk.zrangebyscore(self._made, since_unix, "+inf")], BULK_SECONDS)
+        keys = self._call(
+            lambda: [key.decode() for key in self._bulk.zrangebyscore(self._made, since_unix, "+inf")], BULK_SECONDS
+        )
         for start in range(0, len(keys), _CHUNK):
             part = keys[start : start + _CHUNK]
-            for key, (question, blob, made) in zip(part, self._call(lambda part=part: self._vectors(part), BULK_SECONDS), strict=True):  # type: ignore[misc]
+            for key, (question, blob, made) in zip(part, self._call(partial(self._vectors, part), BULK_SECONDS), strict=True):
                 vector = vector_of(blob)
                 if vector is not None and question is not None:
                     yield Row(key, key[:16], question.decode("utf-8", "replace"), vector, float(made or 0.0))

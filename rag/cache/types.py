@@ -36,7 +36,14 @@ class CacheKey:
 
     @classmethod
     def of(
-        cls, *, collection: str, content_version: str, embedder: str, model: str, prompt: Mapping[str, Any], options: Mapping[str, Any]
+        cls,
+        *,
+        collection: str,
+        content_version: str,
+        embedder: str,
+        model: str,
+        prompt: Mapping[str, Any],
+        options: Mapping[str, Any],
     ) -> CacheKey:
         """From the settings' and the caller's parts, which are digested."""
         return cls(collection, content_version, embedder, model, digest(prompt), digest(options))
@@ -169,10 +176,12 @@ class Lookup:
 class Thresholds:
     """From where on a candidate may be a hit, for one embedder: cosine and agreement, both at least this.
 
+    `rerank` is a reranker's raw score, the lower of both directions; None where none was calibrated.
     Calibrated, not guessed: `measured` holds what the calibration saw (docs: `rag/cache/calibrate.py`).
     """
 
     embedder: str
     dense: float
     agreement: float
+    rerank: float | None = None
     measured: Mapping[str, Any] = field(default_factory=dict)

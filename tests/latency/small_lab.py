@@ -12,9 +12,9 @@ from collectors.sweep import Sweep
 from gpu_server.model_pool import ModelPool
 from gpu_server.starter import StarterEmbedder, StarterReranker
 from jobs import Job, Jobs
-from latency.component_rows import Parts, StorePlace
+from latency.components.rows import Parts, StorePlace
 from latency.lab import Variant
-from latency.reading_store import ReadingStore
+from latency.readings.store import ReadingStore
 from latency.types import Baseline
 from models import ModelStatus
 from rag.errors import RagError

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from latency import selection
-from latency.agreement import agreement, kendall_tau, overlap, rank_biased_overlap
-from latency.compare import BETWEEN, compare
+from latency.comparing import selection
+from latency.comparing.agreement import agreement, kendall_tau, overlap, rank_biased_overlap
+from latency.comparing.compare import BETWEEN, compare
 from rag.errors import RagError
 from rag.trace_rows import QueryFilter
 from rag.trace_store import TraceStore

@@ -16,8 +16,8 @@ from bs4 import BeautifulSoup
 from streamlit.testing.v1 import AppTest
 
 import runtime
-from latency.compare import compare
-from latency.experiments import Experiment
+from latency.comparing.compare import compare
+from latency.experiments.experiments import Experiment
 from rag.types import Split
 from settings import reference
 from tests.latency.comparison_cases import gpu, noisy, passages, query

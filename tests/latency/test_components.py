@@ -20,10 +20,11 @@ from collectors.readings import Fault, Gpu, GpuProcess, Gpus
 from collectors.services import Service
 from gpu_server.errors import ModelError
 from gpu_server.interfaces import ModelInfo, Scores, Timing
-from latency import component_machine, components, targets
-from latency.component_rows import Bench, Parts, Row, judged
-from latency.components import ComponentsResult
-from latency.targets import Target
+from latency.components import components, targets
+from latency.components import machine as component_machine
+from latency.components.components import ComponentsResult
+from latency.components.rows import Bench, Parts, Row, judged
+from latency.components.targets import Target
 from models import ModelStatus
 from rag.chat import OpenAIChat
 from rag.errors import HeldError, RagError
@@ -363,7 +364,7 @@ def test_a_store_that_cannot_be_reached_anew_is_a_failed_row(lab: SmallLab):
 
 
 def test_too_many_files_to_copy_is_said(lab: SmallLab, monkeypatch):
-    monkeypatch.setattr("latency.component_store.COPY_BYTES", 1)
+    monkeypatch.setattr("latency.components.store.COPY_BYTES", 1)
     rows = table(ran(lab, None, "store"))
     assert (rows["store.connect"].verdict, rows["store.search"].verdict) == ("skipped", "ok")
     assert rows["store.connect"].reason.startswith("already open")

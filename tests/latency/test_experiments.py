@@ -20,8 +20,8 @@ import pytest
 
 from collectors.readings import Fault, Gpu, Gpus
 from jobs import Jobs
-from latency import experiments
-from latency.experiments import Experiment, ExperimentStore, environment, run
+from latency.experiments import experiments
+from latency.experiments.experiments import Experiment, ExperimentStore, environment, run
 from rag.errors import Cancelled, RagError
 
 ROOT = Path(__file__).parents[2]
@@ -91,7 +91,7 @@ def test_deleted_is_gone_and_what_runs_is_not_deleted(store: ExperimentStore):
 CHILD = """
 import sys, time
 from pathlib import Path
-from latency.experiments import Experiment, ExperimentStore
+from latency.experiments.experiments import Experiment, ExperimentStore
 ExperimentStore(Path(sys.argv[1])).save(Experiment("c3", "load", "theirs", 50.0))
 print("saved", flush=True)
 time.sleep(60)
@@ -192,7 +192,7 @@ def test_what_waits_is_written_at_the_close(store: ExperimentStore, monkeypatch)
 FULL = """
 import resource, signal, sys
 from pathlib import Path
-from latency.experiments import Experiment, ExperimentStore
+from latency.experiments.experiments import Experiment, ExperimentStore
 from rag.errors import RagError
 store = ExperimentStore(Path(sys.argv[1]))
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -370,14 +370,14 @@ def test_limits_of_a_container_are_read(tmp_path: Path):
 
 
 def test_reading_the_environment_imports_nothing_heavy():
-    code = "import sys; from latency.experiments import environment; environment('1'); print([m for m in ('torch','pymilvus','streamlit') if m in sys.modules])"
+    code = "import sys; from latency.experiments.experiments import environment; environment('1'); print([m for m in ('torch','pymilvus','streamlit') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]", done.stderr
 
 
 def test_it_opens_while_another_process_makes_the_same_file(tmp_path: Path):
     path = tmp_path / "experiments.db"
-    code = f"from pathlib import Path; from latency.experiments import ExperimentStore; ExperimentStore(Path({str(path)!r}))"
+    code = f"from pathlib import Path; from latency.experiments.experiments import ExperimentStore; ExperimentStore(Path({str(path)!r}))"
     processes = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE) for _ in range(3)]
     end = time.monotonic() + 60
     errors = [process.communicate(timeout=max(1.0, end - time.monotonic()))[1] for process in processes]

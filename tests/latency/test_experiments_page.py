@@ -14,12 +14,12 @@ from starlette.applications import Starlette
 from streamlit.testing.v1 import AppTest
 
 import runtime
-from latency import load
-from latency.experiments import Experiment
-from latency.hardware_types import Cell, HardwareResult, Place, Row
-from latency.knee import find
-from latency.load import LoadPlan, LoadResult
-from latency.load_steps import Heard, Reading, Step, Told, step_of
+from latency.experiments.experiments import Experiment
+from latency.hardware.types import Cell, HardwareResult, Place, Row
+from latency.load import load
+from latency.load.knee import find
+from latency.load.load import LoadPlan, LoadResult
+from latency.load.steps import Heard, Reading, Step, Told, step_of
 from rag import api
 from settings import reference
 from ui import experiment_live, experiments_view, hardware_view, load_view

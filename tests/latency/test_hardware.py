@@ -19,10 +19,10 @@ from gpu_server.errors import EngineError
 from gpu_server.interfaces import ModelInfo, Scores, Timing
 from gpu_server.model_pool import ModelPool
 from jobs import Job, Jobs
-from latency import hardware
-from latency.hardware import ModelClient, checked, forecast, passages, rows_of, unfit, work
-from latency.hardware_types import Cell, HardwarePlan, HardwareResult, Place, Row
-from latency.load_steps import Heard, Told, step_of
+from latency.hardware import hardware
+from latency.hardware.hardware import ModelClient, checked, forecast, passages, rows_of, unfit, work
+from latency.hardware.types import Cell, HardwarePlan, HardwareResult, Place, Row
+from latency.load.steps import Heard, Told, step_of
 from rag.errors import RagError
 from rag.trace_store import TraceStore
 from rag.types import Answer, Passage

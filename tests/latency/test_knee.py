@@ -9,8 +9,8 @@ from random import Random
 
 import pytest
 
-from latency.knee import FLAT, OPEN_LOAD, REST, Knee, explain, find
-from latency.load_steps import Heard, Reading, Step, Told, step_of
+from latency.load.knee import FLAT, OPEN_LOAD, REST, Knee, explain, find
+from latency.load.steps import Heard, Reading, Step, Told, step_of
 
 SERVICE = 0.1
 

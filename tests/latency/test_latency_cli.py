@@ -19,7 +19,7 @@ import pytest
 
 import runtime
 from latency.__main__ import main
-from latency.experiments import ExperimentStore
+from latency.experiments.experiments import ExperimentStore
 from rag.store_lock import StoreLock
 from rag.trace_store import TraceStore
 from rag.types import Answer, Split

@@ -19,11 +19,11 @@ from streamlit.testing.v1 import AppTest
 
 import runtime
 from benchmarks.bench_latency import Stored, fill
-from latency import percentiles, summary
-from latency.percentiles import COLUMNS, EVERY, TOTAL, Selection
-from latency.recent import Recent
-from latency.stage_table import StageTable, StageTables
-from latency.summary import Pick, View
+from latency.percentiles import percentiles, summary
+from latency.percentiles.percentiles import COLUMNS, EVERY, TOTAL, Selection
+from latency.percentiles.recent import Recent
+from latency.percentiles.summary import Pick, View
+from latency.percentiles.table import StageTable, StageTables
 from latency.types import Finding
 from rag.trace_rows import QueryFilter, QueryRow
 from rag.trace_store import TraceStore

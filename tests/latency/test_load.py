@@ -22,13 +22,13 @@ from starlette.routing import Route
 from collectors.readings import Cpu, Gpu, Gpus, Host
 from collectors.views import MachineView, Part, Snapshot
 from jobs import Job, Jobs
-from latency import load
-from latency.load import LoadPlan, LoadResult, read_questions
-from latency.load_clients import ask_url, told_of
-from latency.load_plan import MAX_FILE_BYTES, checked
-from latency.load_readings import Looks
-from latency.load_steps import Heard, Step, Times, Told, step_of, throughput
-from latency.load_users import Turns, arrivals
+from latency.load import load
+from latency.load.clients import ask_url, told_of
+from latency.load.load import LoadPlan, LoadResult, read_questions
+from latency.load.plan import MAX_FILE_BYTES, checked
+from latency.load.readings import Looks
+from latency.load.steps import Heard, Step, Times, Told, step_of, throughput
+from latency.load.users import Turns, arrivals
 from rag.errors import RagError
 from rag.types import Answer, Interval, Options, Problem, Split, Stage
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from benchmarks.bench_latency import fill
-from latency import percentiles
-from latency.percentiles import DONE, EVERY, TOTAL, Selection, rank
-from latency.stage_options import NOT_RUN, OPTIONS, UNKNOWN
-from latency.stage_table import TAIL_SECONDS, StageTable, StageTables
+from latency.percentiles import percentiles
+from latency.percentiles.options import NOT_RUN, OPTIONS, UNKNOWN
+from latency.percentiles.percentiles import DONE, EVERY, TOTAL, Selection, rank
+from latency.percentiles.table import TAIL_SECONDS, StageTable, StageTables
 from rag.errors import RagError
 from rag.trace_store import TraceStore
 from rag.types import STAGES, Answer, Interval, Options, Outcome, Split, Stage, Tokens

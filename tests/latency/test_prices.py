@@ -7,9 +7,7 @@ from typing import Any
 
 import pytest
 
-from latency.hardware_types import Cell, HardwareResult, Place, Row
-from latency.load_steps import Step, Times
-from latency.prices import (
+from latency.hardware.prices import (
     MONTH_SECONDS,
     PRESETS,
     REPORTED,
@@ -24,6 +22,8 @@ from latency.prices import (
     options,
     prices,
 )
+from latency.hardware.types import Cell, HardwareResult, Place, Row
+from latency.load.steps import Step, Times
 from rag.errors import RagError
 
 

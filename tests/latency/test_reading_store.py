@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from latency.reading_store import ReadingStore, pack, unpack
+from latency.readings.store import ReadingStore, pack, unpack
 from latency.types import LOCAL, Fact, QueryReadings, Series, Use
 from tests.collectors.sshd import eventually
 

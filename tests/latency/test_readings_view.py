@@ -11,7 +11,7 @@ import pytest
 from bs4 import BeautifulSoup, Tag
 from streamlit.testing.v1 import AppTest
 
-from latency.server_split import ServerSplit
+from latency.readings.server_split import ServerSplit
 from latency.types import LOCAL, Fact, QueryReadings, Series, Use
 from rag.types import Answer, Interval, Split, Stage
 from ui import figures, readings_figures, readings_tables

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.bench_traces import UNTIL_UNIX, Synthetic
-from latency import recent
-from latency.reading_store import ReadingStore
+from latency.percentiles import recent
+from latency.readings.store import ReadingStore
 from latency.types import Baseline, QueryReadings
 from rag.errors import RagError
 from rag.trace_rows import QueryFilter

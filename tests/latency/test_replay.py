@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from gpu_server.interfaces import ModelInfo, Scores, Timing
-from latency import replay
-from latency.replay import Change, order
+from latency.experiments import replay
+from latency.experiments.replay import Change, order
 from rag.errors import RagError
 from rag.types import Answer, Options
 from tests.latency.small_lab import SmallLab

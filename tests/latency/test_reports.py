@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import pytest
 from bs4 import BeautifulSoup
 
-from latency import report_blocks
-from latency.compare import compare
-from latency.report_blocks import Bars, Piece, Quote, Report, Table, Text, clean, fenced, plain_markdown
-from latency.reports import comparison_report, experiment_report, query_report
+from latency.comparing.compare import compare
+from latency.reports import blocks as report_blocks
+from latency.reports.blocks import Bars, Piece, Quote, Report, Table, Text, clean, fenced, plain_markdown
+from latency.reports.reports import comparison_report, experiment_report, query_report
 from latency.types import Evidence, Finding
 from rag.types import Interval, Problem, Split
 from tests.latency.comparison_cases import gpu, noisy, passages, query

@@ -12,10 +12,10 @@ import pynvml
 import pytest
 
 from collectors.readings import Cpu, Disk, Gpu, Memory, Pressure
-from latency.sampler import FLICKER_SECONDS, GPU_SECONDS, MAX_COST, Sampler, _Pace
-from latency.sampler_gpus import GpuReader
-from latency.sampler_host import BusyProcess, HostReader
-from latency.sampler_ring import Ring
+from latency.readings.gpus import GpuReader
+from latency.readings.host import BusyProcess, HostReader
+from latency.readings.ring import Ring
+from latency.readings.sampler import FLICKER_SECONDS, GPU_SECONDS, MAX_COST, Sampler, _Pace
 from tests.collectors.fake_nvml import FakeNvml, gpu
 from tests.collectors.sshd import eventually
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from latency.server_split import ServerSplit, server_split, server_splits
+from latency.readings.server_split import ServerSplit, server_split, server_splits
 from latency.types import Case, Fact, QueryReadings, Series
 from rag.otlp import SpanRecord
 from rag.types import Answer, Interval, Split, Stage

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from latency import statistics
-from latency.statistics import difference, effective_size, fewest, paired_difference, student, verdict
+from latency.comparing import statistics
+from latency.comparing.statistics import difference, effective_size, fewest, paired_difference, student, verdict
 
 RECORDED = json.loads((Path(__file__).parent / "data" / "recorded_totals.json").read_text())
 TOTALS = np.array(RECORDED["total_us"]) / 1e6

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from latency.percentiles import rank
-from latency.stage_table import StageTable, StageTables
-from latency.what_if import Prediction, Scenario, check, predict
+from latency.percentiles.percentiles import rank
+from latency.percentiles.table import StageTable, StageTables
+from latency.percentiles.what_if import Prediction, Scenario, check, predict
 from rag.errors import RagError
 from rag.trace_store import TraceStore
 from rag.types import Answer, Split, Stage, Tokens

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from latency import replay, what_if
-from latency.replay import Change
-from latency.stage_table import StageTables
-from latency.what_if import Scenario
+from latency.experiments import replay
+from latency.experiments.replay import Change
+from latency.percentiles import what_if
+from latency.percentiles.table import StageTables
+from latency.percentiles.what_if import Scenario
 from rag.types import Options
 from runtime import Runtime
 from settings import load

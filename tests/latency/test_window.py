@@ -22,13 +22,13 @@ from collectors.service_watch import WatchedService
 from collectors.services import Service
 from collectors.sweep import Sweep
 from collectors.views import MachineView, Part, Snapshot
-from latency import window_series
-from latency.reading_store import ReadingStore
-from latency.sampler import Sampler
-from latency.sampler_gpus import GpuReader
+from latency.readings import series as window_series
+from latency.readings.gpus import GpuReader
+from latency.readings.remote import RemoteLog, host_of, is_server
+from latency.readings.sampler import Sampler
+from latency.readings.store import ReadingStore
+from latency.readings.window import Mark, Window
 from latency.types import LOCAL, QueryReadings, Series
-from latency.window import Mark, Window
-from latency.window_remote import RemoteLog, host_of, is_server
 from rag.types import Answer, Stage
 from tests.collectors.fake_nvml import FakeNvml, gpu
 from tests.collectors.machine_fakes import FakeReader
@@ -161,7 +161,7 @@ def test_closing_writes_what_still_waits(store: ReadingStore, sampler: Sampler) 
 
 
 def test_a_mark_that_nobody_ends_is_forgotten(store: ReadingStore, sampler: Sampler, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("latency.window.MAX_OPEN_SECONDS", 0.2)
+    monkeypatch.setattr("latency.readings.window.MAX_OPEN_SECONDS", 0.2)
     window = Window(None, store, sampler)
     window.begin()
     assert eventually(lambda: sampler.users == 0)

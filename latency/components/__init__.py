@@ -1,0 +1,1 @@
+"""Each part of the path by itself, against targets."""

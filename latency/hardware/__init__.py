@@ -1,0 +1,1 @@
+"""CPU against GPU: latency, throughput and what each costs."""

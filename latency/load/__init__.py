@@ -1,0 +1,1 @@
+"""Load tests: users that ask, steps, where the knee is and why."""
