@@ -1,4 +1,4 @@
-"""`python -m rag calibrate-cache`: from when on two questions count as one, for the embedder in use, measured on labelled pairs."""
+"""`python -m rag calibrate-cache`: from when on two questions count as one, for the embedder in use, by labelled pairs."""
 
 from __future__ import annotations
 

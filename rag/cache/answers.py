@@ -25,7 +25,6 @@ from rag.cache.types import CacheAway, CachedAnswer
 
 TTL_SECONDS = 30 * 86400.0
 MAX_ENTRIES = 10_000
-MAX_ANSWER_BYTES = 1024 * 1024
 WAIT_SECONDS = 0.25
 
 Order = Literal["used", "created", "hits"]

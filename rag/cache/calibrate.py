@@ -24,8 +24,8 @@ from rag.cache.types import Thresholds
 from rag.errors import RagError
 
 PAIRS = Path(__file__).parents[2] / "samples" / "cache-pairs" / "pairs.jsonl"
-HELD_OUT_RATIO = 0.6
-RECALL_FOR_STRICTNESS = 0.02
+HELD_OUT_RATIO = 0.5
+RECALL_FOR_STRICTNESS = 0.01
 CONFIDENCE = 0.95
 DENSE_STEPS = tuple(step / 100 for step in range(50, 100))
 AGREEMENT_STEPS = tuple(step / 100 for step in range(50, 101, 2))
@@ -166,17 +166,25 @@ def calibrate(
 
 
 def _strictest(chosen: Sequence[Scored], bound: float) -> tuple[float, float]:
-    tried = {(dense, agreement): rates(chosen, dense, agreement) for dense in DENSE_STEPS for agreement in AGREEMENT_STEPS}
-    allowed = {key: found for key, found in tried.items() if (found.false_hit_ratio or 0.0) <= bound and found.hits}
-    if not allowed:
+    open_to = [item for item in chosen if item.comparison.refused is None]
+    likeness = np.array([(item.dense, item.comparison.agreement) for item in open_to]).reshape(-1, 2)
+    is_same = np.array([item.pair.label == "same" for item in open_to], dtype=bool)
+    different = sum(item.pair.label == "different" for item in chosen)
+    found: dict[tuple[float, float], int] = {}
+    for dense in DENSE_STEPS:
+        for agreement in AGREEMENT_STEPS:
+            hit = (likeness >= (dense, agreement)).all(axis=1)
+            if (hit & ~is_same).sum() <= bound * different and (hit & is_same).any():
+                found[dense, agreement] = int((hit & is_same).sum())
+    if not found:
         raise RagError(
             f"no threshold keeps the false hits within {bound:.2%} and finds any paraphrase",
             kind="bad_input",
             next_step="Allow more false hits (--false-hits), or look at the pairs that the guards let through.",
         )
-    best = max(found.recall or 0.0 for found in allowed.values())
-    good = [key for key, found in allowed.items() if (found.recall or 0.0) >= best - RECALL_FOR_STRICTNESS]
-    return max(good, key=lambda key: (sum(key), key[0]))
+    same = sum(item.pair.label == "same" for item in chosen)
+    enough = max(found.values()) - RECALL_FOR_STRICTNESS * same
+    return max((key for key, hits in found.items() if hits >= enough), key=lambda key: (sum(key), key[0]))
 
 
 def rates(scored: Iterable[Scored], dense: float, agreement: float) -> Rates:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from rag.cache.answers import AnswerStore
 from rag.cache.index import MemoryIndex, QuestionIndex
 from rag.cache.types import CacheAway
 
+log = logging.getLogger(__name__)
 REFRESH_SECONDS = 2.0
 RETRY_SECONDS = 5.0
 OVERLAP_SECONDS = 1.0  # what another process kept a moment ago may appear only now
@@ -52,6 +54,10 @@ class Filler:
         except CacheAway as away:
             self.problem = str(away)
             self._next_at = self._clock() + RETRY_SECONDS
+            return
+        except Exception as problem:  # in a thread that nobody waits for
+            log.exception("the index of cached questions could not be filled")
+            self.problem = f"{type(problem).__name__}: {problem}"
             return
         self._read_to, self.problem, self.ready = latest, None, True
 

@@ -182,8 +182,13 @@ def _kinds(asks: frozenset[str]) -> str:
 
 
 def _modality(first: Question, second: Question) -> Check:
-    """Must, may and should are different questions, but not in "how must I", "how can I"."""
+    """Must, may and should are different questions, but not in "how must I", "how can I". How much may be is not how much is."""
     ours, theirs = {token.value for token in first.of("modal")}, {token.value for token in second.of("modal")}
+    one_alone = first.measures and second.measures and bool(ours) != bool(theirs)
+    bounded = any(token.value.startswith("bound:") for token in (*first.tokens, *second.tokens))
+    if one_alone and not bounded and "should" not in ours | theirs:
+        said = _listed(first.of("modal")) or _listed(second.of("modal"))
+        return Check("modality", False, f"modality: {said!r} is in one of the two alone")
     if first.asks == second.asks == {"how"} or not ours or not theirs or ours & theirs:
         return Check("modality", True, _listed(first.of("modal")) or "none")
     return Check("modality", False, f"modality: {_listed(first.of('modal'))!r} against {_listed(second.of('modal'))!r}")
@@ -196,12 +201,34 @@ def _content(first: Question, second: Question) -> Check:
     if not any(token.kind in ORDERED for token in first.tokens):
         return Check("content", False, "no word in it can be compared")
     if not mine and not other:
-        return Check("content", True, _listed(first.of("word", "pole")) or "no content words")
+        return _light_words(first, second)
     if mine and other:
         return Check("content", False, f"words: {_listed(mine)!r} stands where the cached question has {_listed(other)!r}")
     if mine:
         return Check("content", False, f"words: {_listed(mine)!r} is not in the cached question")
     return Check("content", False, f"words: {_listed(other)!r} of the cached question is not asked")
+
+
+def _light_words(first: Question, second: Question) -> Check:
+    """Words that say little may be missing where a thing is asked for ("which port does it use") or whether something is so, but
+    never stand in for others."""
+    mine, other = _unmatched_light(first, second), _unmatched_light(second, first)
+    for token in (*mine, *other):
+        if mine and other:
+            return Check("content", False, f"words: {_listed(mine)!r} stands where the cached question has {_listed(other)!r}")
+        if not _asks_for_a_thing(first) or not _asks_for_a_thing(second):
+            return Check("content", False, f"words: {token.said!r} is in one of the two alone, and may be what is asked")
+    return Check("content", True, _listed(first.of("word", "pole")) or "no content words")
+
+
+def _unmatched_light(first: Question, second: Question) -> list[Token]:
+    there = {token.value for token in second.of("weak")}
+    return [token for token in first.of("weak") if token.value not in there]
+
+
+def _asks_for_a_thing(question: Question) -> bool:
+    named = any(token.role == "asked" and token.kind in ORDERED for token in question.tokens)
+    return named or not question.asks.isdisjoint(("polar", "keywords", "duration", "frequency", "number", "size", "speed", "age"))
 
 
 def _poles(first: Question, second: Question) -> list[Token]:
@@ -261,11 +288,20 @@ def _order(first: Question, second: Question) -> Check:
     values, others = [token.value for token in ours], [token.value for token in theirs]
     if values == others or sorted(values) != sorted(others):
         return Check("order", True, "the same order" if values == others else "not the same words")
-    participles = {token.value for token in (*ours, *theirs) if token.movable} | _participles(first) | _participles(second)
-    for check in (_things, _deeds, _values, _counted):
-        if check(ours, participles) != check(theirs, participles):
-            return Check("order", False, "the same words stand in another order")
-    return Check("order", True, "the same phrases in another order")
+    fixed = {token.value for token in (*ours, *theirs) if not token.movable}
+    verbs = {token.value for token in (*ours, *theirs)} - fixed | _participles(first) | _participles(second)
+    if _facts(ours, verbs) == _facts(theirs, verbs) or _facts(_plain(ours), verbs) == _facts(_plain(theirs), verbs):
+        return Check("order", True, "the same phrases in another order")
+    return Check("order", False, "the same words stand in another order")
+
+
+def _facts(line: Sequence[Token], verbs: set[str]) -> list[Facts]:
+    return [_things(line, verbs), _deeds(line, verbs), _values(line), _counted(line)]
+
+
+def _plain(line: Sequence[Token]) -> list[Token]:
+    """Without the parts that say little: what follows in, on, which, in the order of the sentence."""
+    return [token._replace(role=None) if token.role in ("on", "asked", "topic") else token for token in line]
 
 
 Facts = list[tuple[str, ...]]
@@ -291,18 +327,22 @@ def _deeds(line: Sequence[Token], movable: set[str]) -> Facts:
     verbs = [token for token in line if token.kind == "word" and token.value in movable or token.value in both]
     nexts = [*(token.value for token in line[1:]), ""]
     denied = sorted((value,) for token, value in zip(line, nexts, strict=True) if token.kind == "negation")
-    return [*_by_part(verbs), *(denied if len(denied) > 1 or len(verbs) > 1 else ())]
+    return [*_by_part(verbs), *denied]
 
 
-def _values(line: Sequence[Token], movable: set[str]) -> Facts:
+def _values(line: Sequence[Token]) -> Facts:
     """Numbers, quantities and dates, each kind in its order."""
     return [tuple(token.value for token in line if token.kind == kind) for kind in ("number", "quantity", "date")]
 
 
-def _counted(line: Sequence[Token], movable: set[str]) -> Facts:
+def _counted(line: Sequence[Token]) -> Facts:
     """Each number with the thing that follows it."""
     pairs = pairwise(line)
-    return sorted((one.value, two.value) for one, two in pairs if one.kind == "number" and two.kind in ("word", "name"))
+    return sorted(
+        (one.value, two.value)
+        for one, two in pairs
+        if one.kind == "number" and two.kind in ("word", "name") and _part(one) == _part(two)
+    )
 
 
 def _participles(question: Question) -> set[str]:
@@ -313,7 +353,7 @@ def _participles(question: Question) -> set[str]:
 
 
 def _line(question: Question) -> list[Token]:
-    """The ordered tokens, with "Y of X" written as "X Y" and "… by X" as "X …"."""
+    """The ordered tokens, with "Y of X" written as "X Y", "… by X" as "X …"; of two partners the first by its letters."""
     line: list[Token] = []
     for segment in _segments([token for token in question.tokens if token.kind in ORDERED]):
         if segment[0].role == "of":
@@ -323,7 +363,12 @@ def _line(question: Question) -> list[Token]:
         else:
             line += segment
     doers = [token._replace(role=None) for token in line if token.role == "by"]
-    return doers + [token for token in line if token.role != "by"]
+    line = doers + [token for token in line if token.role != "by"]
+    if question.symmetric:
+        partners = [token._replace(role=None) for token in line if token.role == "with"]
+        others = [token for token in line if token.role != "with"]
+        line = [token for side in sorted((others, partners), key=lambda side: [token.value for token in side]) for token in side]
+    return line
 
 
 def _part(token: Token) -> tuple[str | None, int]:

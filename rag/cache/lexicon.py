@@ -18,7 +18,7 @@ UNKNOWN = "und"
 FOLDER = Path(__file__).parent / "words"
 # of two entries of equal length the earlier section counts
 SECTIONS = ("drop", "weekdays", "negation", "questions", "modals", "poles", "verbs", "nouns", "adjectives", "weak", "function")
-_LISTS = ("drop", "negation", "weak", "function", "auxiliaries", "copulas", "determiners")
+_LISTS = ("drop", "negation", "weak", "function", "auxiliaries", "copulas", "determiners", "symmetric")
 _HEBREW = re.compile(r"[\u05d0-\u05ea]")
 _HEBREW_FINALS = str.maketrans("םןץףך", "מנצפכ")
 _HEBREW_PREFIXES = "והבכלמש"
@@ -35,16 +35,25 @@ class Entry(NamedTuple):
     role: str | None = None
 
 
+class Keyed(NamedTuple):
+    """A phrase of the lexicon under its first word; `written` where that is a form that stands there, else its stem."""
+
+    words: tuple[str, ...]
+    entry: Entry
+    written: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Lexicon:
     """Words and phrases by their stems, the longest first for each first stem; and the words of typed tokens by stem."""
 
     language: str
-    entries: Mapping[str, tuple[tuple[tuple[str, ...], Entry], ...]]
+    entries: Mapping[str, tuple[Keyed, ...]]
     function: frozenset[str]
     auxiliaries: frozenset[str]
     copulas: frozenset[str]
     determiners: frozenset[str]
+    symmetric: frozenset[str]
     numbers: Mapping[str, str]
     articles: Mapping[str, str]
     months: Mapping[str, str]
@@ -54,16 +63,20 @@ class Lexicon:
         """How many words from `start` the longest entry takes, and the entry. `words` are lower case."""
         best: tuple[int, Entry] | None = None
         for key in dict.fromkeys((words[start], self.stem(words[start]))):
-            for phrase, entry in self.entries.get(key, ()):
-                end = start + len(phrase)
-                if best is not None and len(phrase) <= best[0]:
+            for keyed in self.entries.get(key, ()):
+                length, end = len(keyed.words), start + len(keyed.words)
+                if best is not None and length < best[0]:
                     break
-                if end <= len(words) and all(
-                    part in (word, self.stem(word)) for part, word in zip(phrase, words[start:end], strict=True)
-                ):
-                    best = len(phrase), entry
-                    break
+                as_written = keyed.written and keyed.words == tuple(words[start:end])
+                if as_written or (end <= len(words) and self._stems_match(keyed.words, words[start:end])):
+                    if best is None or length > best[0] or as_written:
+                        best = length, keyed.entry
+                    if as_written:
+                        break
         return best
+
+    def _stems_match(self, phrase: Sequence[str], words: Sequence[str]) -> bool:
+        return all(part in (word, self.stem(word)) for part, word in zip(phrase, words, strict=True))
 
     def stem(self, word: str) -> str:
         return stem(word, self.language)
@@ -82,12 +95,15 @@ def lexicon(language: str) -> Lexicon:
     for phrase, role in roles.items():
         known = found.get(phrase, Entry("function", ()))
         found[phrase] = known._replace(role=role)
-    by_first: dict[str, list[tuple[tuple[str, ...], Entry]]] = {}
+    by_first: dict[str, list[Keyed]] = {}
     for phrase, entry in found.items():
-        for first in {phrase[0], stem(phrase[0], language)}:
-            keys = phrase if first == phrase[0] else tuple(stem(word, language) for word in phrase)
-            by_first.setdefault(first, []).append((keys, entry))
-    entries = {key: tuple(sorted(items, key=lambda item: -len(item[0]))) for key, items in by_first.items()}
+        by_first.setdefault(phrase[0], []).append(Keyed(phrase, entry, True))
+        stems = tuple(stem(word, language) for word in phrase)
+        if stems != phrase:
+            by_first.setdefault(stems[0], []).append(Keyed(stems, entry, False))
+    entries = {
+        key: tuple(sorted(items, key=lambda item: (-len(item.words), not item.written))) for key, items in by_first.items()
+    }
     return Lexicon(
         language,
         entries,
@@ -95,6 +111,7 @@ def lexicon(language: str) -> Lexicon:
         _single(sections, "auxiliaries"),
         _single(sections, "copulas"),
         _single(sections, "determiners"),
+        _single(sections, "symmetric"),
         _values(sections, "numbers", language),
         _values(sections, "articles", language),
         _values(sections, "months", language),
@@ -123,7 +140,7 @@ def _read(path: Path) -> Sections:
 
 
 def _line(section: str, line: str) -> Iterator[tuple[str, list[tuple[str, ...]]]]:
-    if section in _LISTS:
+    if section in _LISTS and ":" not in line:
         yield section, _phrases(line)
     elif section in ("numbers", "months", "weekdays"):
         for item in line.split(","):
@@ -166,7 +183,15 @@ def detect(words: Sequence[str]) -> str:
         return "he"
     votes = {language: _votes(lexicon(language), words) for language in LANGUAGES if language != "he"}
     best = max(votes, key=lambda language: votes[language])
-    return best if votes[best] else UNKNOWN
+    other = max(sum(word in others for word in words) for others in _others())
+    return best if votes[best] and votes[best] >= other else UNKNOWN
+
+
+@cache
+def _others() -> tuple[frozenset[str], ...]:
+    """The commonest words of languages without a lexicon."""
+    lines = (FOLDER / "other.txt").read_text(encoding="utf-8").splitlines()
+    return tuple(frozenset(line.partition(": ")[2].split(", ")) for line in lines if ": " in line and not line.startswith("#"))
 
 
 def _votes(words_of: Lexicon, words: Sequence[str]) -> float:

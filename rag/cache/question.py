@@ -46,8 +46,11 @@ INTERROGATIVES = frozenset(
         "polar",
     )
 )
+_MEASURES = frozenset(("duration", "frequency", "number", "amount", "size", "speed", "distance", "age", "degree"))
+_CLAUSES = frozenset(("before", "after", "until", "since", "when", "although", "because", "without"))
 _ORDINAL_WORDS = {"second", "seconde", "segundo", "segunda", "deuxième"}
 _ROMAN = re.compile(r"[ivxlc]{1,7}")
+_PARTICLE = re.compile(r"\b((?:turn|switch)(?:s|ed|ing|es)?) ((?:[^\W\d_][\w-]* ){1,3})(on|off)(?= |[?.!,]|$)", re.I)
 _CONTRACTIONS = ((re.compile(r"\b(ca|wo|sha)n't\b", re.I), r"\1n not"), (re.compile(r"n't\b", re.I), " not"))
 _ABBREVIATED = re.compile(r"\b(arts?|sec|al|para|fig)\.?\s*(?=\d)|(?<!\w)(n\.?|no\.|n[°])\s*(?=\d)", re.I)
 _PIECE = re.compile(
@@ -55,7 +58,7 @@ _PIECE = re.compile(
     | (?P<time>(?<![\w:])\d{1,2}:\d{2}(?![\d:]))
     | (?P<clock>(?<!\w)\d{1,2}h\d{2}(?!\w))
     | (?P<date>(?<![\w-])\d{4}-\d{1,2}-\d{1,2}(?![\w-])|(?<![\w./])\d{1,2}[/.]\d{1,2}[/.]\d{2,4}(?![\w/]))
-    | (?P<flag>(?<![\w-])--?[A-Za-z][\w-]+)
+    | (?P<flag>(?<![\w-])--?[A-Za-z][\w-]*)
     | (?P<path>(?<![\w/])(?:~|\.{1,2})?/[A-Za-z][\w.@/-]*\w)
     | (?P<measure>(?<![\w.-])\d+(?:[.,]\d+)*(?:\ ?[%°]|[A-Za-zµ°]{1,4})(?![\w-]))
     | (?P<identifier>(?=[A-Za-z0-9_.+-]*[0-9_])(?=[A-Za-z0-9_.+-]*[A-Za-z_])[A-Za-z0-9_]+(?:[-_.+]+[A-Za-z0-9_]+)*
@@ -88,12 +91,17 @@ class _Piece(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question taken apart. `asks` is what kind of answer it wants: `what`, `how`, `polar`, `keywords`, or why, who, when …"""
+    """A question taken apart. `asks` is what kind of answer it wants: `what`, `how`, `polar`, `keywords`, or why, who, when …
+
+    `measures`: it asks how much of something. `symmetric`: its verb lets both sides change places ("A works with B").
+    """
 
     text: str
     language: str
     tokens: tuple[Token, ...]
     asks: frozenset[str]
+    symmetric: bool = False
+    measures: bool = False
 
     def of(self, *kinds: Kind) -> list[Token]:
         return [token for token in self.tokens if token.kind in kinds]
@@ -105,12 +113,15 @@ def analyse(text: str, language: str | None = None) -> Question:
     plain = clean(text)
     for pattern, other in _CONTRACTIONS:
         plain = pattern.sub(other, plain)
+    plain = _PARTICLE.sub(r"\1 \3 \2", plain)
     plain = _ABBREVIATED.sub(lambda found: f"{found[1]} " if found[1] else "", units_told_apart(plain))
     pieces = [_Piece(str(found.lastgroup), found[0], found[0].lower()) for found in _PIECE.finditer(plain)]
     language = language or detect([piece.low for piece in pieces if piece.kind == "word"])
     reader = _Reader(pieces, lexicon(language))
     reader.read()
-    return Question(text, language, tuple(reader.tokens), reader.asks(plain.rstrip().endswith("?")))
+    symmetric = not reader.words.symmetric.isdisjoint(reader.low)
+    measures = any(concept in _MEASURES for _, _, concept in reader.interrogatives)
+    return Question(text, language, tuple(reader.tokens), reader.asks(plain.rstrip().endswith("?")), symmetric, measures)
 
 
 class _Reader:
@@ -144,9 +155,12 @@ class _Reader:
         self.role = role
         self.phrase += 1
 
+    def _said_in_phrase(self) -> bool:
+        return bool(self.tokens) and self.tokens[-1].phrase == self.phrase
+
     def add(self, kind: Kind, value: str, said: str, *, movable: bool = False) -> bool:
         self.tokens.append(Token(kind, value, said, self.role, movable, self.phrase))
-        if self.role == "asked" and self.words.language != "en" and kind in ORDERED:
+        if self.role in ("asked", "topic") and self.words.language != "en" and kind in ORDERED:
             self._break(None)  # no auxiliary ends the phrase that is asked for
         return True
 
@@ -256,7 +270,7 @@ class _Reader:
     # 2) words
 
     def _phrase(self) -> bool:
-        if self._peek(0).kind != "word":
+        if self._peek(0).kind != "word" or (self._peek(0).text == "A" and self.at > 0):  # "Is A allowed …": no article
             return False
         words = []
         for piece in self.pieces[self.at : self.at + 9]:
@@ -286,8 +300,10 @@ class _Reader:
         section, low = entry.section, said.lower()
         if entry.role is not None:
             self._take_role(entry.role, count)
-        elif low in self.words.auxiliaries and not (self.role == "asked" and low in self.words.copulas):
-            self._break(None)
+        elif low in self.words.auxiliaries:
+            asks_what_it_is = self.role == "asked" and low in self.words.copulas and not self._said_in_phrase()
+            if not (low in self.words.copulas and self.role in _CLAUSES):
+                self._break("topic" if asks_what_it_is else None)
         elif low in self.words.determiners:
             self.phrase += 1
         if section == "questions":
@@ -302,13 +318,14 @@ class _Reader:
         elif section == "poles":
             self.add("pole", entry.concepts[0], said, movable=True)
         elif section == "weak":
-            self.add("weak", self.words.stem(low), said)
+            self.add("weak", self.words.stem(low) if entry.concepts == ("weak",) else entry.concepts[0], said)
         elif section in ("verbs", "nouns", "adjectives"):
             if entry.concepts[0] == "per":
                 self.add("quantity", " ".join(entry.concepts), said)
                 return
+            named = self.at > 0 and self.low[self.at - 1] in self.words.determiners  # "the reranker", "a restart": a thing
             for concept in entry.concepts:
-                self.add("word", concept, said, movable=section == "verbs")
+                self.add("word", concept, said, movable=section == "verbs" and not named)
             if section == "verbs":
                 self._break(None)
 
@@ -323,12 +340,18 @@ class _Reader:
         )
         self._break(role if role != "to" or self.words.language != "en" or names_a_goal else None)
 
+    def _degree(self, count: int) -> bool:
+        """English "how hot", beside "how do I"."""
+        following = self._peek(count)
+        verb = following.low in self.words.auxiliaries or following.low in ("to", "about", "the")
+        return self.words.language == "en" and count == 1 and following.kind == "word" and not verb
+
     def _take_interrogative(self, entry: Entry, count: int, said: str) -> None:
         """What stands after which, what, how many is asked for, wherever in the sentence that is."""
-        after_role = self.role is not None and not (self.tokens and self.tokens[-1].phrase == self.phrase)
+        after_role = self.role is not None and not self._said_in_phrase()
         for concept in entry.concepts:
             if concept in INTERROGATIVES:
-                self.interrogatives.append((self.at, count, concept))
+                self.interrogatives.append((self.at, count, "degree" if concept == "how" and self._degree(count) else concept))
             else:
                 self.add("word", concept, said, movable=True)
         asked = any(concept in ("what", "number", "amount") for concept in entry.concepts)
@@ -342,8 +365,7 @@ class _Reader:
         if piece.kind == "word":
             opens = self.at == 0 or self.pieces[self.at - 1].text in ".?!"
             name = piece.text[0].isupper() and (not opens or piece.text.isupper() and len(piece.text) > 1)
-            if len(piece.low) > 1 or name:
-                self.add("name" if name else "word", self.words.stem(piece.low), piece.text)
+            self.add("name" if name else "word", self.words.stem(piece.low), piece.text)
         elif piece.kind != "sign" or piece.text in ("#", "++"):
             value = (
                 re.sub(r"(?<=\d)s$", "", piece.low).replace("-", "").replace("_", "") if piece.kind == "identifier" else piece.low

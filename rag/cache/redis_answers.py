@@ -1,6 +1,6 @@
 """Cached answers in Redis: shared by all processes that serve the same deployment, and there again after a restart of ours.
 
-A query waits for Redis for WAIT_SECONDS at most, whatever Redis does, and for a connection never twice: while it is away
+A query waits for Redis for `wait_seconds` at most, whatever Redis does, and for a connection never twice: while it is away
 nothing is asked of it, and after RETRY_SECONDS one call tries again. One hash an answer with its own time to live, two sorted
 sets for what was used and made last; Redis may throw any of them away at any time.
 """
@@ -52,13 +52,15 @@ class RedisAnswers:
         ttl_seconds: float = TTL_SECONDS,
         max_entries: int = MAX_ENTRIES,
         prefix: str = PREFIX,
+        wait_seconds: float = WAIT_SECONDS,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         parts = urlsplit(url)
         self._address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
         self._secret = parts.password
-        self._client = self._new_client(url, WAIT_SECONDS)
+        self._wait = wait_seconds
+        self._client = self._new_client(url, wait_seconds)
         self._bulk = self._new_client(url, BULK_SECONDS)
         self._ttl, self._max, self._prefix = ttl_seconds, max_entries, prefix
         self._clock, self._monotonic = clock, monotonic
@@ -76,7 +78,7 @@ class RedisAnswers:
 
         try:
             return Redis.from_url(
-                url, socket_connect_timeout=WAIT_SECONDS, socket_timeout=seconds, retry=Retry(NoBackoff(), 0), protocol=2
+                url, socket_connect_timeout=self._wait, socket_timeout=seconds, retry=Retry(NoBackoff(), 0), protocol=2
             )
         except ValueError:  # its text may hold the password
             raise ValueError(f"not an address of Redis: {self._address}") from None
@@ -92,7 +94,7 @@ class RedisAnswers:
 
     # asking, and being told no
 
-    def _call(self, ask: Callable[[], _T], seconds: float = WAIT_SECONDS) -> _T:
+    def _call(self, ask: Callable[[], _T], seconds: float | None = None) -> _T:
         """The answer within that time, or CacheAway. A refusal (full, read-only) is told and leaves the rest usable."""
         from redis.exceptions import AuthenticationError, NoPermissionError, ResponseError
 
@@ -100,9 +102,9 @@ class RedisAnswers:
             if self._monotonic() < self._retry_at:
                 raise CacheAway(self._problem or f"{self._address} is away")
         try:
-            value = self._threads.submit(ask).result(seconds)
+            value = self._threads.submit(ask).result(seconds or self._wait)
         except Late:
-            raise self._lost(f"{self._address} did not answer within {seconds:g} s") from None
+            raise self._lost(f"{self._address} did not answer within {seconds or self._wait:g} s") from None
         except RuntimeError as problem:  # the executor is shut down
             raise CacheAway(f"{self._address}: closed") from problem
         except (AuthenticationError, NoPermissionError) as problem:
