@@ -25,6 +25,7 @@ MODULES = (
     "bench_latency",
     "bench_fleet",
     "bench_history",
+    "bench_cache",
 )
 PACKAGES = (
     "streamlit",
