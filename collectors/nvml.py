@@ -1,5 +1,5 @@
 """The GPUs of this machine through NVML, as the same reading that `nvidia_smi` gives. Without library or driver there is a fault
-with the reason, not an error. Knows no transport; sole importer of `pynvml` (nvidia-ml-py), loaded at the first look.
+with the reason, not an error. Knows no transport; `pynvml` (nvidia-ml-py) is loaded at the first look, here and in `latency/readings/gpus.py` alone.
 
 A value that this GPU or driver does not have is None. A GPU that is lost has a fault and does not hide the others.
 """
@@ -29,7 +29,7 @@ class Nvml:
 
     def __init__(self, library: Any = None, read_text: Callable[[str], str] | None = None) -> None:
         self._library = library
-        self._read_text = read_text or _read_file
+        self._read_text = read_text or read_file
         self._lock = threading.Lock()
         self._open = False
 
@@ -40,24 +40,24 @@ class Nvml:
             if fault is not None:
                 return Gpus(None, faults=(fault,))
             library = self._library
-            driver = _ask(library.nvmlSystemGetDriverVersion)
-            number = _ask(library.nvmlDeviceGetCount)
+            driver = ask(library.nvmlSystemGetDriverVersion)
+            number = ask(library.nvmlDeviceGetCount)
             if not number:
                 text = "No devices were found" if number == 0 else "NVML does not say how many GPUs there are"
-                return Gpus(() if number == 0 else None, _text(driver), faults=(fault_in(text),))
+                return Gpus(() if number == 0 else None, text_of(driver), faults=(fault_in(text),))
             looks = [_Look(library, index, self._read_text) for index in range(number)]
             gpus = tuple(look.gpu() for look in looks)
             processes = [process for look in looks for process in look.processes()]
             mig = [device for look in looks for device in look.mig_devices()]
             faults = [fault for look in looks for fault in look.faults]
-        return Gpus(gpus, _text(driver), tuple(processes), tuple(mig), (*dict.fromkeys(faults), *findings(gpus)))
+        return Gpus(gpus, text_of(driver), tuple(processes), tuple(mig), (*dict.fromkeys(faults), *findings(gpus)))
 
     def close(self) -> None:
         """Let go of the driver. A later `read` opens it again."""
         with self._lock:
             if self._open:
                 self._open = False
-                _ask(self._library.nvmlShutdown)
+                ask(self._library.nvmlShutdown)
 
     def _start(self) -> Fault | None:
         if self._open:
@@ -87,7 +87,7 @@ class _Look:
         self.read_text = read_text
         self.faults: list[Fault] = []
         self.handle = self.ask("nvmlDeviceGetHandleByIndex", index, device=False)
-        self.uuid = _text(self.ask("nvmlDeviceGetUUID"))
+        self.uuid = text_of(self.ask("nvmlDeviceGetUUID"))
 
     def ask(self, function: str, *arguments: Any, device: bool = True) -> Any:
         call = getattr(self.library, function, None)
@@ -124,8 +124,8 @@ class _Look:
         gpu = Gpu(
             index=self.index,
             uuid=self.uuid,
-            name=_text(self.ask("nvmlDeviceGetName")),
-            pci_bus_id=_text(getattr(self.ask("nvmlDeviceGetPciInfo"), "busId", None)),
+            name=text_of(self.ask("nvmlDeviceGetName")),
+            pci_bus_id=text_of(getattr(self.ask("nvmlDeviceGetPciInfo"), "busId", None)),
             utilization_ratio=ratio(getattr(utilization, "gpu", None), 100.0),
             memory_bandwidth_ratio=ratio(getattr(utilization, "memory", None), 100.0),
             memory_total_bytes=getattr(memory, "total", None),
@@ -198,7 +198,7 @@ class _Look:
         for process in self.ask("nvmlDeviceGetComputeRunningProcesses") or []:
             name = self.ask("nvmlSystemGetProcessName", process.pid, device=False)
             group = owner(self.read_text(f"/proc/{process.pid}/cgroup")) if name else None
-            found.append(GpuProcess(self.uuid or f"gpu {self.index}", process.pid, _text(name), process.usedGpuMemory, group))
+            found.append(GpuProcess(self.uuid or f"gpu {self.index}", process.pid, text_of(name), process.usedGpuMemory, group))
         return found
 
     def mig_devices(self) -> list[MigDevice]:
@@ -208,13 +208,14 @@ class _Look:
         for device in range(self.ask("nvmlDeviceGetMaxMigDeviceCount") or 0):
             handle = self.ask("nvmlDeviceGetMigDeviceHandleByIndex", device)
             if handle is not None:
-                name = _text(_ask(self.library.nvmlDeviceGetName, handle))
-                uuid = _text(_ask(self.library.nvmlDeviceGetUUID, handle))
+                name = text_of(ask(self.library.nvmlDeviceGetName, handle))
+                uuid = text_of(ask(self.library.nvmlDeviceGetUUID, handle))
                 found.append(MigDevice(self.index, device, (name or "").rpartition("MIG ")[2], uuid or ""))
         return found
 
 
-def _ask(call: Callable[..., Any], *arguments: Any) -> Any:
+def ask(call: Callable[..., Any], *arguments: Any) -> Any:
+    """What the call gives; None for what NVML does not know of this GPU."""
     try:
         return call(*arguments)
     except Exception:  # NVMLError: the value is unknown
@@ -225,14 +226,15 @@ def _switch(value: Any) -> bool | None:
     return None if value is None else bool(value)
 
 
-def _text(value: Any) -> str | None:
+def text_of(value: Any) -> str | None:
     """Old versions of the library give bytes."""
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
     return cut(value) or None if isinstance(value, str) else None
 
 
-def _read_file(path: str) -> str:
+def read_file(path: str) -> str:
+    """The file's text, empty where it cannot be read."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read()

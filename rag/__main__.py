@@ -5,49 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
 
-from gpu_server.errors import EngineError
-from rag.errors import HeldError, RagError
+from rag.cli_run import run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = _parser()
-    given = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.DEBUG if given.verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    signal.signal(signal.SIGTERM, _stop)
-    from settings import SettingsError
-
-    try:
-        code: int = given.run(given)
-    except SettingsError as problem:
-        return _fail(given, "bad_input", str(problem), "", 2)
-    except (RagError, EngineError) as problem:
-        step = problem.next_step
-        return _fail(given, problem.kind, problem.message, step, 2 if problem.kind == "bad_input" else 1, problem)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    return code
-
-
-def _stop(number: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt
-
-
-def _fail(given: argparse.Namespace, kind: str, message: str, step: str, code: int, problem: Exception | None = None) -> int:
-    if given.json:
-        error: dict[str, Any] = {"kind": kind, "message": message, "next_step": step}
-        if isinstance(problem, HeldError):
-            error |= {"pid": problem.pid, "url": problem.url}
-        print(json.dumps({"error": error}, ensure_ascii=False))
-    else:
-        print(f"error: {message}" + (f"\n  {step}" if step else ""), file=sys.stderr)
-    return code
+    return run(_parser().parse_args(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from collectors.gpu_facts import fault_in, slowed_by, throttle_names
-from collectors.nvml import MEMORY_V2
+from collectors.nvml import MEMORY_V2, ask, read_file, text_of
 from collectors.owners import owner
 from collectors.texts import cut, ratio
 
@@ -39,7 +39,7 @@ class GpuReader:
 
     def __init__(self, library: Any = None, read_text: Callable[[str], str] | None = None) -> None:
         self._library = library
-        self._read_text = read_text or _read_file
+        self._read_text = read_text or read_file
         self._asks: dict[int, Callable[..., Any]] = {}
         self._opened = False
         self._unsupported: set[tuple[Any, ...]] = set()
@@ -60,7 +60,7 @@ class GpuReader:
     def close(self) -> None:
         if self._opened:
             self._opened, self._asks = False, {}
-            _ask(self._library.nvmlShutdown)
+            ask(self._library.nvmlShutdown)
 
     def fast(self) -> dict[str, float]:
         """Utilisation, memory, power, clock and what holds it back, of each GPU; the reasons themselves go to `reasons`."""
@@ -101,10 +101,10 @@ class GpuReader:
     def facts(self) -> dict[str, str]:
         """Name and persistence mode ("true", "false") of each GPU, and `driver_version`."""
         found = {}
-        if version := _text(_ask(self._library.nvmlSystemGetDriverVersion)):
+        if version := text_of(ask(self._library.nvmlSystemGetDriverVersion)):
             found["driver_version"] = version
         for index, gpu in self._gpus():
-            if name := _text(gpu("nvmlDeviceGetName")):
+            if name := text_of(gpu("nvmlDeviceGetName")):
                 found[f"gpu.{index}.name"] = name
             persistence = gpu("nvmlDeviceGetPersistenceMode")
             if persistence is not None:
@@ -133,7 +133,7 @@ class GpuReader:
         except Exception as error:  # NVMLError, or OSError from a broken library
             self._missing = fault_in(f"Failed to initialize NVML: {error}").text
             return {}
-        handles = {index: _ask(self._library.nvmlDeviceGetHandleByIndex, index) for index in range(number)}
+        handles = {index: ask(self._library.nvmlDeviceGetHandleByIndex, index) for index in range(number)}
         lost = [str(index) for index, handle in handles.items() if handle is None]
         if lost or not handles:
             self._missing = f"GPU {', '.join(lost)} does not answer" if lost else "the driver sees no GPU"
@@ -162,32 +162,10 @@ class GpuReader:
 
     def _who(self, pid: int) -> tuple[str, str | None]:
         if pid not in self._names:
-            name = _text(_ask(self._library.nvmlSystemGetProcessName, pid)) or ""
+            name = text_of(ask(self._library.nvmlSystemGetProcessName, pid)) or ""
             self._names[pid] = name, owner(self._read_text(f"/proc/{pid}/cgroup")) if name else None
         return self._names[pid]
 
 
 def _known(found: dict[str, float | None]) -> dict[str, float]:
     return {name: float(value) for name, value in found.items() if value is not None}
-
-
-def _ask(call: Callable[..., Any], *arguments: Any) -> Any:
-    try:
-        return call(*arguments)
-    except Exception:  # NVMLError: the value is unknown
-        return None
-
-
-def _text(value: Any) -> str | None:
-    """Old versions of the library give bytes."""
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace")
-    return cut(value) or None if isinstance(value, str) else None
-
-
-def _read_file(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except OSError:
-        return ""
