@@ -1,5 +1,6 @@
 """The GPUs of this machine through NVML, as the same reading that `nvidia_smi` gives. Without library or driver there is a fault
-with the reason, not an error. Knows no transport; `pynvml` (nvidia-ml-py) is loaded at the first look, here and in `latency/readings/gpus.py` alone.
+with the reason, not an error. Knows no transport; `pynvml` (nvidia-ml-py) is loaded at the first look, here and in
+`latency/readings/gpus.py` alone.
 
 A value that this GPU or driver does not have is None. A GPU that is lost has a fault and does not hide the others.
 """
