@@ -78,10 +78,14 @@ class Investigation:
 
     def _shadow(self, done: Finished) -> None:
         assert done.shadow is not None
+        query_id = done.answer.id
         try:
-            self._traces.save(replace(done.answer, hyde_effect=done.shadow()), done.spans)
+            effect = done.shadow()
+            known = self._traces.get(query_id)  # not `done`: a model server's spans may have joined it since
+            if known is not None:
+                self._traces.save(replace(known, hyde_effect=effect), self._traces.spans(query_id))
         except RagError as problem:
-            log.info("what HyDE changed in query %s is not known: %s", done.answer.id, problem.message)
+            log.info("what HyDE changed in query %s is not known: %s", query_id, problem.message)
 
     def baseline(self, *, before: float | None = None) -> Baseline:
         """What is usual here, from stored queries (before that time, Unix seconds); the newest is kept for a minute."""

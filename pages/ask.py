@@ -10,7 +10,7 @@ from rag.errors import RagError
 from rag.trace_rows import QueryRow
 from rag.types import Options, Problem
 from ui import answer_view, ask_form, cards, live
-from ui.cached import case, now, the_runtime, zone
+from ui.cached import now, the_runtime, zone
 from ui.format import escape, query_url, seconds, shortened, time_html
 from ui.links import page, query_link
 
@@ -57,7 +57,7 @@ def job_view(job_id: str) -> None:
 
 
 def query_view(query_id: str) -> None:
-    found = case(query_id, runtime.traces.revision)
+    found = answer_view.load(query_id)
     if found is None:
         st.html(cards.empty("There is no query with this id.", "It may have been deleted, or belong to another data folder."))
         st.page_link(page("queries"), label="All queries")

@@ -8,14 +8,14 @@ import streamlit as st
 
 from rag.errors import RagError
 from ui import answer_view, ask_form, cards, figures, query_list
-from ui.cached import case, now, the_runtime, zone
+from ui.cached import now, the_runtime, zone
 from ui.format import escape, parse_time, seconds, time_html
 from ui.links import page
 
 runtime = the_runtime()
 query_id = st.query_params.get("id", "")
 try:
-    found = case(query_id, runtime.traces.revision) if query_id else None
+    found = answer_view.load(query_id) if query_id else None
 except RagError as error:
     st.title("Query")
     st.html(cards.note("critical", f"<strong>{escape(error.message)}</strong>", escape(error.next_step)))

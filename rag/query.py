@@ -243,7 +243,6 @@ class _Run:
             opening = 0.0 if was_open else self.stages.elapsed() - began
             note.handle.set(collection=collection)
             self.collection = collection
-            asked = self.stages.elapsed()
             found = store.search(
                 collection,
                 self.vector,
@@ -254,7 +253,7 @@ class _Run:
                 timeout=self.control.timeout(60.0),
             )
             opening += found.open_seconds
-            note.compute = self.stages.elapsed() - asked - found.open_seconds
+            note.compute = self.stages.elapsed() - began  # the recorder takes loading and network off
             note.timing = Timing(load=opening)
             note.network(store.round_trip_seconds, found.round_trips)
             self.candidates = fuse(found, limit)

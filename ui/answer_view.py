@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import streamlit as st
 
+from latency.findings import find
 from latency.readings.server_split import server_splits
 from latency.reports.reports import query_report
 from latency.types import Case, Finding
 from rag.types import Answer
 from ui import cards, exports, figures, findings_view, readings_view
+from ui.cached import the_runtime
 from ui.format import answer_markdown, count, escape, plural, seconds
+
+
+def load(query_id: str) -> tuple[Case, tuple[Finding, ...]] | None:
+    """A stored query with its spans and readings, and why it took its time; None when there is no such query. Raises RagError.
+
+    Read anew each time, which takes milliseconds: spans and the last readings come after the answer.
+    """
+    running = the_runtime()
+    answer = running.traces.get(query_id)
+    if answer is None:
+        return None
+    case = Case(answer, tuple(running.traces.spans(query_id)), running.readings.get(query_id))
+    return case, find(case, running.baseline())
 
 
 def render(case: Case, findings: tuple[Finding, ...], *, key: str = "") -> None:

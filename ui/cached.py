@@ -9,8 +9,6 @@ import streamlit as st
 
 import runtime
 from collectors.history import Point
-from latency.findings import find
-from latency.types import Case, Finding
 from rag.trace_rows import QueryFilter, QueryRow
 from ui import trend
 
@@ -41,21 +39,6 @@ def kept_points(source: str, metric: str, start: float, end: float) -> tuple[Poi
     """A series of the history, thinned for a chart. Shared between sessions: `trend.Range.window` gives all of them the same
     times for as long as a chart is worth drawing anew. Raises sqlite3.Error."""
     return trend.thinned(the_runtime().history.read(source, metric, start, end, trend.MAX_POINTS))
-
-
-@st.cache_resource(max_entries=64, show_spinner=False)
-def case(query_id: str, revision: int) -> tuple[Case, tuple[Finding, ...]] | None:
-    """A stored query with its spans and readings, and why it took its time; None when there is no such query.
-
-    `revision` is only part of the key: a query may get spans and readings after its answer. Raises RagError.
-    """
-    del revision
-    running = the_runtime()
-    answer = running.traces.get(query_id)
-    if answer is None:
-        return None
-    found = Case(answer, tuple(running.traces.spans(query_id)), running.readings.get(query_id))
-    return found, find(found, running.baseline())
 
 
 def zone() -> tzinfo:

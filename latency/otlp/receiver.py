@@ -103,7 +103,7 @@ class Receiver:
         return refused
 
     def _allow(self, count: int, now: float) -> None:
-        """A token bucket that holds a minute's worth. A single request may be larger than what is left, never than the whole."""
+        """A token bucket that holds a minute's worth."""
         self._allowance = min(float(self._per_minute), self._allowance + (now - self._refilled) * self._per_minute / MINUTE)
         self._refilled = now
         if count > self._allowance:
