@@ -230,6 +230,8 @@ class Ingest(Section):
     overlap_tokens: int = setting(32, "Tokens neighbouring passages share; below chunk_tokens.", answer=True, ge=0, le=8191)
     max_file_bytes: int = setting(50_000_000, "Largest file taken in, in bytes.", ge=1, le=10_000_000_000)
     sample_corpus: bool = setting(True, "Fill an empty embedded store with the sample corpus.", answer=True)
+    watch: tuple[Text, ...] = setting((), "Folders that are watched: new and changed files are read in, removed ones leave.")
+    watch_seconds: Seconds = setting(10.0, "Between two looks at the watched folders, in seconds.")
 
     @field_validator("overlap_tokens")
     @classmethod
@@ -237,6 +239,43 @@ class Ingest(Section):
         if "chunk_tokens" in info.data and value >= info.data["chunk_tokens"]:
             raise ValueError(f"less than ingest.chunk_tokens, which is {info.data['chunk_tokens']}")
         return value
+
+
+class Ocr(Section):
+    """Reads scanned pages and images: a vision model behind an OpenAI-compatible chat endpoint. Not read when unset."""
+
+    base_url: HttpUrl | None = setting(None, "Endpoint of the vision model, with or without /v1.", "OCR_BASE_URL")
+    model: Text | None = setting(None, "Model asked for; unset asks for the only one there.", "OCR_MODEL", answer=True)
+    api_key: HeaderSecret | None = setting(None, "Key of the endpoint.", "OCR_API_KEY")
+    timeout_seconds: Seconds = setting(120.0, "Deadline of one page, in seconds.")
+    retries: int = setting(2, "Further attempts when the server is busy (429, 502, 503).", ge=0, le=10)
+    max_pages: int = setting(200, "Most pages of one file that are sent.", ge=1, le=10_000)
+    parallel: int = setting(2, "Pages sent at once.", ge=1, le=64)
+    max_tokens: int = setting(4096, "Longest text of a page, in tokens.", ge=64, le=131_072)
+
+
+class Speech(Section):
+    """Reads audio and video: an OpenAI-compatible transcription endpoint. Not read when unset."""
+
+    base_url: HttpUrl | None = setting(
+        None, "Endpoint, with or without /v1; asked at /v1/audio/transcriptions.", "WHISPER_BASE_URL"
+    )
+    model: Text | None = setting(None, "Model asked for; unset asks for `whisper-1`.", "WHISPER_MODEL", answer=True)
+    api_key: HeaderSecret | None = setting(None, "Key of the endpoint.", "WHISPER_API_KEY")
+    language: Text | None = setting(None, "ISO 639-1 code of what is spoken; unset lets the model find out.", answer=True)
+    timeout_seconds: Seconds = setting(600.0, "Deadline of one file, in seconds.")
+    retries: int = setting(2, "Further attempts when the server is busy (429, 502, 503).", ge=0, le=10)
+
+
+class Cache(Section):
+    """The semantic cache: an answer given once is given again to the same question, and to one that asks the same."""
+
+    enabled: bool = setting(True, "Keep answers and give them again; needs traces.capture_content.")
+    semantic: bool = setting(True, "Also to questions in other words; off: to equal ones alone.")
+    ttl_seconds: float = setting(2_592_000.0, "Age at which an answer is forgotten, in seconds.", gt=0, le=3.2e9)
+    max_entries: int = setting(10_000, "Most answers kept; the ones unused for longest go first.", ge=1, le=10_000_000)
+    dense: float | None = setting(None, "Least cosine of two questions; unset takes what was calibrated.", ge=0, le=1)
+    agreement: float | None = setting(None, "Least agreement of their words; unset takes what was calibrated.", ge=0, le=1)
 
 
 class Traces(Section):
@@ -302,6 +341,9 @@ class Settings(Section):
     reranker: Reranker = Reranker()
     llm: Llm = Llm()
     ingest: Ingest = Ingest()
+    ocr: Ocr = Ocr()
+    speech: Speech = Speech()
+    cache: Cache = Cache()
     traces: Traces = Traces()
     redis: Redis = Redis()
     alerts: Alerts = Alerts()
