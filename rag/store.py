@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_server.interfaces import ModelInfo
+from rag.content_versions import PROPERTY, ContentVersions, new_version
 from rag.errors import RagError
 from rag.milvus_terms import MAX_NAME_BYTES, MAX_TEXT_BYTES, diagnose, entity, is_released, literal
 from rag.routes import FieldMapping, Found, Hit, Routes
@@ -66,15 +67,16 @@ class Store:
         self.address = uri or str(data_dir / "milvus.db")
         self.mapping = mapping
         self._base = collection
-        self._timeout = timeout
+        self.timeout = timeout
         self._token = token
         self._lock = StoreLock(data_dir / "milvus.lock", url=url) if self.embedded else None
-        self._client: Any = None
+        self.client: Any = None
         self._open_lock = threading.Lock()
         self._write_lock = threading.Lock()
         self._ready: dict[str, str] = {}
         self._unflushed: dict[str, int] = {}
         self._pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="store")
+        self.versions = ContentVersions(self)
         self.round_trip_seconds: float | None = None
         self._round_trip_at = float("-inf")
 
@@ -83,12 +85,12 @@ class Store:
     def open(self) -> None:
         """Connect, once. Raises HeldError when another process has the embedded store, RagError when the server is away."""
         with self._open_lock:
-            if self._client is not None:
+            if self.client is not None:
                 return
             if self._lock is not None:
                 self._lock.acquire()
             try:
-                self._client = self._connect()
+                self.client = self._connect()
             except BaseException:
                 if self._lock is not None:
                     self._lock.release()
@@ -98,13 +100,13 @@ class Store:
         from pymilvus import MilvusClient
 
         logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it logs every failed attempt with a stack; we raise instead
-        with self._mapped("connect"):
+        with self.mapped("connect"):
             if self.embedded:
                 logging.getLogger("grpc._server").setLevel(logging.CRITICAL)  # Lite answers some optional calls with a stack
                 for chatty in ("faiss", "milvus_lite"):
                     logging.getLogger(chatty).setLevel(logging.WARNING)
                 Path(self.address).parent.mkdir(parents=True, exist_ok=True)
-            client = MilvusClient(uri=self.address, token=self._token or "", timeout=self._timeout)
+            client = MilvusClient(uri=self.address, token=self._token or "", timeout=self.timeout)
             if not self.embedded:
                 self.round_trip_seconds = self._round_trip(client)
                 self._round_trip_at = time.monotonic()
@@ -118,14 +120,14 @@ class Store:
         samples = []
         for _ in range(5):
             started = time.perf_counter()
-            client.get_server_version(timeout=self._timeout)
+            client.get_server_version(timeout=self.timeout)
             samples.append(time.perf_counter() - started)
         return min(samples)
 
     def close(self) -> None:
         """Flush what is not flushed, disconnect, release the lock."""
         with self._open_lock:
-            if self._client is None:
+            if self.client is None:
                 return
             try:
                 for name in [name for name, rows in self._unflushed.items() if rows]:
@@ -133,8 +135,8 @@ class Store:
             except RagError as problem:
                 log.warning("last flush failed: %s", problem)
             self._pool.shutdown(wait=True)
-            self._client.close()
-            self._client = None
+            self.client.close()
+            self.client = None
             if self.embedded:
                 from milvus_lite.server_manager import server_manager_instance
 
@@ -156,10 +158,10 @@ class Store:
         if name in self._ready:
             return name
         self.open()
-        with self._write_lock, self._mapped("open the collection"):
+        with self._write_lock, self.mapped("open the collection"):
             if self.mapping is not None:
                 self._check_mapping(embedder)
-            elif not self._client.has_collection(name, timeout=self._timeout):
+            elif not self.client.has_collection(name, timeout=self.timeout):
                 if not create:
                     raise RagError(
                         f"there is no collection {base!r} filled by {embedder.name}",
@@ -169,15 +171,15 @@ class Store:
                     )
                 self._create(name, embedder)
             else:
-                self._client.load_collection(name, timeout=self._timeout)
-                self._client.flush(name, timeout=self._timeout)  # rows of a killed process are scanned in Python until flushed
+                self.client.load_collection(name, timeout=self.timeout)
+                self.client.flush(name, timeout=self.timeout)  # rows of a killed process are scanned in Python until flushed
             self._ready[name] = embedder.identity
         return name
 
     def _create(self, name: str, embedder: ModelInfo) -> None:
         from pymilvus import DataType, Function, FunctionType
 
-        schema = self._client.create_schema(auto_id=False, enable_dynamic_field=False)
+        schema = self.client.create_schema(auto_id=False, enable_dynamic_field=False)
         schema.add_field("id", DataType.VARCHAR, max_length=64, is_primary=True)
         schema.add_field("text", DataType.VARCHAR, max_length=MAX_TEXT_BYTES)
         schema.add_field("indexed", DataType.VARCHAR, max_length=MAX_TEXT_BYTES, enable_analyzer=True)
@@ -195,23 +197,26 @@ class Store:
                     name="bm25", function_type=FunctionType.BM25, input_field_names=["indexed"], output_field_names=["sparse"]
                 )
             )
-        index = self._client.prepare_index_params()
+        index = self.client.prepare_index_params()
         index.add_index("dense", index_type="FLAT" if self.embedded else "AUTOINDEX", metric_type="COSINE")
         index.add_index("sparse", index_type="SPARSE_INVERTED_INDEX", metric_type="IP" if embedder.learned_sparse else "BM25")
-        self._client.create_collection(name, schema=schema, index_params=index, timeout=max(30.0, self._timeout))
-        self._client.load_collection(name, timeout=max(30.0, self._timeout))
+        properties = {PROPERTY: new_version()}
+        self.client.create_collection(
+            name, schema=schema, index_params=index, properties=properties, timeout=max(30.0, self.timeout)
+        )
+        self.client.load_collection(name, timeout=max(30.0, self.timeout))
 
     def _check_mapping(self, embedder: ModelInfo) -> None:
         assert self.mapping is not None
         mapping = self.mapping
-        if not self._client.has_collection(mapping.collection, timeout=self._timeout):
+        if not self.client.has_collection(mapping.collection, timeout=self.timeout):
             raise RagError(
                 f"the collection {mapping.collection!r} of milvus.mapping does not exist",
                 kind="not_found",
                 address=self.address,
                 next_step="Correct milvus.mapping.collection; the page Knowledge lists the collections that are there.",
             )
-        fields = {field["name"]: field for field in self._describe(mapping.collection)["fields"]}
+        fields = {field["name"]: field for field in self.describe(mapping.collection)["fields"]}
         wanted = [mapping.text_field, mapping.dense_field, mapping.sparse_field, mapping.source_field, mapping.title_field]
         missing = [name for name in [*wanted, mapping.location_field] if name and name not in fields]
         if missing:
@@ -231,22 +236,22 @@ class Store:
                     address=self.address,
                     next_step="Choose the embedder that filled this collection (models.embedder).",
                 )
-        self._client.load_collection(mapping.collection, timeout=self._timeout)
+        self.client.load_collection(mapping.collection, timeout=self.timeout)
 
-    def _describe(self, name: str) -> dict[str, Any]:
-        description: dict[str, Any] = self._client.describe_collection(name, timeout=self._timeout)
+    def describe(self, name: str) -> dict[str, Any]:
+        description: dict[str, Any] = self.client.describe_collection(name, timeout=self.timeout)
         return description
 
     def collections(self, active: str | None) -> tuple[CollectionInfo, ...]:
         """Every collection of the store with its row count."""
         self.open()
-        with self._mapped("list the collections"):
-            names = self._client.list_collections(timeout=self._timeout)
+        with self.mapped("list the collections"):
+            names = self.client.list_collections(timeout=self.timeout)
             return tuple(self._collection_info(name, active) for name in sorted(names))
 
     def _collection_info(self, name: str, active: str | None) -> CollectionInfo:
-        dimensions = [field["params"].get("dim") for field in self._describe(name)["fields"] if field["params"].get("dim")]
-        rows = self._client.get_collection_stats(name, timeout=self._timeout).get("row_count")
+        dimensions = [field["params"].get("dim") for field in self.describe(name)["fields"] if field["params"].get("dim")]
+        rows = self.client.get_collection_stats(name, timeout=self.timeout).get("row_count")
         return CollectionInfo(
             name=name,
             entities=None if rows is None else int(rows),
@@ -261,15 +266,16 @@ class Store:
         """Delete a collection and all its passages."""
         self._refuse_read_only()
         self.open()
-        with self._write_lock, self._mapped("drop the collection"):
-            self._client.drop_collection(name, timeout=self._timeout)
+        with self._write_lock, self.mapped("drop the collection"):
+            self.client.drop_collection(name, timeout=self.timeout)
             self._ready.pop(name, None)
             self._unflushed.pop(name, None)
+        self.versions.dropped(name)
 
     def count(self, name: str) -> int:
         """Passages in the collection."""
-        with self._mapped("count the passages"):
-            rows = self._client.query(name, filter="", output_fields=["count(*)"], timeout=self._timeout)
+        with self.mapped("count the passages"):
+            rows = self.client.query(name, filter="", output_fields=["count(*)"], timeout=self.timeout)
             return int(rows[0]["count(*)"])
 
     # 3) documents
@@ -293,9 +299,9 @@ class Store:
 
     def _rows(self, name: str, expression: str, fields: list[str]) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
-        with self._mapped("read the documents"):
-            pages = self._client.query_iterator(
-                name, filter=expression, output_fields=fields, batch_size=2000, timeout=self._timeout
+        with self.mapped("read the documents"):
+            pages = self.client.query_iterator(
+                name, filter=expression, output_fields=fields, batch_size=2000, timeout=self.timeout
             )
             while page := pages.next():
                 rows.extend(dict(row) for row in page)
@@ -313,12 +319,14 @@ class Store:
         """Write a document's passages, its marker (position 0) last, then remove what an older content left behind."""
         if not rows:
             return
+        self._refuse_read_only()
+        self.versions.writing(name, rows[0].document_id)
         last_first = [*range(1, len(rows)), 0]
         ordered = [sparse[index] for index in last_first] if sparse else None
         self.write_rows(name, [rows[index] for index in last_first], vectors[last_first], ordered, len(rows), ingested_at)
         document, content = literal(rows[0].document_id), literal(rows[0].content_hash)
-        with self._write_lock, self._mapped("remove old passages"):
-            self._client.delete(name, filter=f"document_id == {document} and content_hash != {content}", timeout=self._timeout)
+        with self._write_lock, self.mapped("remove old passages"):
+            self.client.delete(name, filter=f"document_id == {document} and content_hash != {content}", timeout=self.timeout)
 
     def write_rows(
         self,
@@ -335,18 +343,19 @@ class Store:
             entity(row, vectors[index], sparse[index] if sparse else None, passages, ingested_at)
             for index, row in enumerate(rows)
         ]
-        with self._write_lock, self._mapped("write passages"):
+        with self._write_lock, self.mapped("write passages"):
             for start in range(0, len(data), WRITE_BATCH):
-                self._client.upsert(name, data[start : start + WRITE_BATCH], timeout=self._timeout)
+                self.client.upsert(name, data[start : start + WRITE_BATCH], timeout=self.timeout)
         self._unflushed[name] = self._unflushed.get(name, 0) + len(rows)
 
     def remove_document(self, name: str, document_id: str) -> int:
         """Delete a document; returns how many passages went."""
         self._refuse_read_only()
-        with self._write_lock, self._mapped("remove the document"):
+        self.versions.writing(name, document_id)
+        with self._write_lock, self.mapped("remove the document"):
             expression = f"document_id == {literal(document_id)}"
             before = len(self._rows(name, expression, ["id"]))
-            self._client.delete(name, filter=expression, timeout=self._timeout)
+            self.client.delete(name, filter=expression, timeout=self.timeout)
         self.flush(name)
         return before
 
@@ -354,9 +363,10 @@ class Store:
         """Seal what was written: unflushed rows are scanned one by one (915 ms against 6.5 ms for 5,000 rows)."""
         if self.mapping is not None:
             return
-        with self._write_lock, self._mapped("flush"):
-            self._client.flush(name, timeout=max(60.0, self._timeout))
+        with self._write_lock, self.mapped("flush"):
+            self.client.flush(name, timeout=max(60.0, self.timeout))
         self._unflushed[name] = 0
+        self.versions.settled(name)
 
     def _refuse_read_only(self) -> None:
         if self.mapping is not None:
@@ -384,21 +394,21 @@ class Store:
 
         A route's BM25 score that stays unknown after that is truly 0: the passage shares no word with the question.
         """
-        routes = Routes(self._client, name, self.mapping, vector, text, sparse, min(self._timeout, timeout or self._timeout))
+        routes = Routes(self.client, name, self.mapping, vector, text, sparse, min(self.timeout, timeout or self.timeout))
         complete = complete and self.mapping is None
         self._measure_round_trip()
         try:
-            with self._mapped("search"):
+            with self.mapped("search"):
                 return self._search(routes, limit, complete)
         except RagError as problem:
             self._ready.pop(name, None)  # a server that was restarted has to load it again: the next `use` does
             if not is_released(problem.message):
                 raise
         started = time.perf_counter()
-        with self._mapped("load the collection"):
-            self._client.load_collection(name, timeout=max(30.0, self._timeout))
+        with self.mapped("load the collection"):
+            self.client.load_collection(name, timeout=max(30.0, self.timeout))
         opened = time.perf_counter() - started
-        with self._mapped("search"):
+        with self.mapped("search"):
             return replace(self._search(routes, limit, complete), open_seconds=opened)
 
     def unflushed(self, name: str) -> int:
@@ -418,33 +428,33 @@ class Store:
 
     def _look_at_round_trip(self) -> None:
         try:
-            self.round_trip_seconds = self._round_trip(self._client)
+            self.round_trip_seconds = self._round_trip(self.client)
         except Exception as problem:  # pymilvus has its own tree, and the search beside this call says what is wrong
             log.debug("the round trip could not be measured: %s", problem)
 
     def _search(self, routes: Routes, limit: int, complete: bool) -> Found:
-        dense, sparse = self._both(lambda: routes.dense(limit), lambda: routes.sparse(limit))
+        dense, sparse = self.both(lambda: routes.dense(limit), lambda: routes.sparse(limit))
         completed: dict[str, dict[str, float]] = {"dense": {}, "sparse": {}}
         found_dense, found_sparse = {hit.id for hit in dense}, {hit.id for hit in sparse}
         missing_dense = [hit.id for hit in sparse if hit.id not in found_dense]
         missing_sparse = [hit.id for hit in dense if hit.id not in found_sparse]
         if not complete or not (missing_dense or missing_sparse):
             return Found(dense, sparse, completed, round_trips=1)
-        more_dense, more_sparse = self._both(
+        more_dense, more_sparse = self.both(
             lambda: routes.dense(len(missing_dense), missing_dense), lambda: routes.sparse(len(missing_sparse), missing_sparse)
         )
         completed["dense"] = {hit.id: hit.score for hit in more_dense}
         completed["sparse"] = {**dict.fromkeys(missing_sparse, 0.0), **{hit.id: hit.score for hit in more_sparse}}
         return Found(dense, sparse, completed, round_trips=2)
 
-    def _both(self, first: Any, second: Any) -> tuple[tuple[Hit, ...], tuple[Hit, ...]]:
+    def both(self, first: Any, second: Any) -> tuple[tuple[Hit, ...], tuple[Hit, ...]]:
         if self.embedded:  # in this process: threads would only wait for each other
             return first(), second()
         other = self._pool.submit(second)
         return first(), other.result()
 
     @contextmanager
-    def _mapped(self, doing: str) -> Iterator[None]:
+    def mapped(self, doing: str) -> Iterator[None]:
         """Foreign errors become RagErrors that name the store's address."""
         from pymilvus.exceptions import MilvusException
 

@@ -53,8 +53,8 @@ class MilvusIndex:
         wanted = list(ids)
         if wanted:
             name = self._collection()
-            with self._store._mapped("remove cached questions"):
-                self._store._client.delete(name, filter=f"id in {literal(wanted)}", timeout=self._timeout)
+            with self._store.mapped("remove cached questions"):
+                self._store.client.delete(name, filter=f"id in {literal(wanted)}", timeout=self._timeout)
 
     def clear(self) -> None:
         self._store.drop(self._collection())
@@ -66,8 +66,8 @@ class MilvusIndex:
         name, words = self._collection(), exact(question)
         within = f"document_id == {literal(scope)}"
         store = self._store
-        with store._mapped("search the cached questions"):
-            both: Any = store._both(
+        with store.mapped("search the cached questions"):
+            both: Any = store.both(
                 lambda: self._ask(name, "dense", vector.tolist(), limit, within),
                 lambda: self._ask(name, "sparse", words, limit, within) if any(map(str.isalnum, words)) else {},
             )
@@ -87,7 +87,7 @@ class MilvusIndex:
 
     def _ask(self, name: str, field: str, data: Any, limit: int, within: str) -> Any:
         """Score and text by id, best first."""
-        rows = self._store._client.search(
+        rows = self._store.client.search(
             name, data=[data], anns_field=field, limit=limit, filter=within, output_fields=["text"], timeout=self._timeout
         )[0]
         return {str(row["id"]): (float(row["distance"]), str(row["entity"]["text"])) for row in rows}

@@ -55,13 +55,13 @@ class SlowLoads:
 def released(bench: Bench, world: World) -> Iterator[World]:
     """Somebody else released the collection: the search has to load it."""
     store = bench.store
-    client = store._client
+    client = store.client
     client.release_collection(store.collection_name(bench.embedder.info))
-    store._client = SlowLoads(client)
+    store.client = SlowLoads(client)
     try:
         yield world
     finally:
-        store._client = client
+        store.client = client
 
 
 @contextmanager

@@ -415,7 +415,7 @@ def test_without_a_hypothesis_there_is_nothing_to_compare(clients: Clients):
 
 def test_a_released_collection_is_loaded_again_within_the_query(clients: Clients):
     name = clients.store.use(clients.embedder.info)
-    clients.store._client.release_collection(name)
+    clients.store.client.release_collection(name)
     found = run(clients)[1].answer
     (search,) = facts(found, "search")
     assert found.outcome == "answered"
