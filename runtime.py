@@ -20,6 +20,7 @@ from typing import Any
 import deployment
 import models
 import variants
+from answer_cache import AnswerCache
 from collectors.alerts import Alerts
 from collectors.history import History
 from collectors.notify import Notifier
@@ -43,6 +44,7 @@ from rag.errors import RagError
 from rag.options import checked
 from rag.otlp import exporter
 from rag.query import Clients, Control, Prompts, answer
+from rag.semantic_cache import SemanticCache
 from rag.trace import Tracing
 from rag.trace_store import TraceStore
 from rag.types import Answer, Event, Options, Problem
@@ -110,6 +112,7 @@ class Runtime:
         self.store = open_store(settings, url)
         self.library = Library(settings, self.store, self.models.embedder, self.jobs, SAMPLES)
         self.deployment = Deployment(settings, url)
+        self._answer_cache = AnswerCache(settings, self.store, self.models)
         self.investigation = Investigation(settings, self.traces, self.deployment.sweep)
         self._warm = threading.Event()
         self._ending = threading.Event()
@@ -137,6 +140,7 @@ class Runtime:
                 self.pool.warm_up()
                 threading.Thread(target=self._mend, args=(self.models.greet(),), name="mend", daemon=True).start()
             self.library.prepare()
+            self._answer_cache.prepare()
             threading.Thread(target=self._prune_daily, name="prune-traces", daemon=True).start()
             if isinstance(self._chat, OpenAIChat):
                 self._greet(self._chat)
@@ -195,6 +199,7 @@ class Runtime:
             self._warm.wait(STARTING_SECONDS)
         self.investigation.stop()
         self.deployment.stop()
+        self._answer_cache.close()
         self.store.close()
         if isinstance(self._chat, OpenAIChat):
             self._chat.close()
@@ -268,7 +273,18 @@ class Runtime:
                 hyde_model=settings.llm.hyde_model,
             ),
             fingerprint={"version": VERSION, "settings": settings.fingerprint()},
+            cache=self.cache,
+            cache_off=self.cache_off,
         )
+
+    @property
+    def cache(self) -> SemanticCache | None:
+        """Answers that are given again; None where the settings want none, and `cache_off` says why."""
+        return self._answer_cache.cache
+
+    @property
+    def cache_off(self) -> str:
+        return self._answer_cache.off
 
     @property
     def chat(self) -> ChatModel | None:
@@ -393,12 +409,7 @@ class Runtime:
 
     def _notices(self) -> tuple[str, ...]:
         """What is in force nowhere, or will be lost: said, so that nobody waits for it."""
-        notices = list(self.deployment.problems)
-        if self.settings.redis.url and "reranker" not in self.models.caches:
-            notices.append(
-                "REDIS_URL is set and not used: there is no semantic cache yet, and no rerank results are cached here."
-            )
-        return tuple(notices)
+        return tuple(self.deployment.problems)
 
     def status(self, *, live: bool = False) -> Status:
         """`live` also asks our GPU servers for what only they know of their models (queue, memory), 2 s each at most."""

@@ -1,4 +1,4 @@
-"""`python -m rag ask | ingest | evaluate | serve`. Exit codes: 0 ok, 1 failed, 2 wrong usage."""
+"""`python -m rag ask | ingest | evaluate | calibrate-cache | serve`. Exit codes: 0 ok, 1 failed, 2 wrong usage."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rag import cli_cache
 from rag.cli_run import run
 
 
@@ -23,7 +24,7 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--verbose", action="store_true", help="log what happens to standard error")
     commands = parser.add_subparsers(dest="command", required=True)
     _ask_parser(commands.add_parser("ask", parents=[common], help="send questions through the whole path"))
-    ingest = commands.add_parser("ingest", parents=[common], help="add files and folders (.txt .md .html .pdf)")
+    ingest = commands.add_parser("ingest", parents=[common], help="add files and folders (documents, tables, images, audio)")
     ingest.add_argument("paths", nargs="+", type=Path, metavar="PATH")
     ingest.add_argument("--collection", help="base name of the collection (default: milvus.collection)")
     ingest.add_argument("--reset", action="store_true", help="empty the collection first")
@@ -32,6 +33,10 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("folder", type=Path, metavar="DIR")
     evaluate.add_argument("--candidates", type=_positive, default=40, help="how many go into the reranker (default 40)")
     evaluate.set_defaults(run=_evaluate)
+    calibrate = commands.add_parser(
+        "calibrate-cache", parents=[common], help="from when on two questions share an answer, by labelled pairs"
+    )
+    cli_cache.add_arguments(calibrate)
     serve = commands.add_parser("serve", parents=[common], help="serve the API without the dashboard")
     serve.add_argument("--host", help="address to bind (default: api.host)")
     serve.add_argument("--port", type=_positive, help="port to bind (default: api.port, 8080)")

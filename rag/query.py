@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 
 from gpu_server.interfaces import ChatModel, ChatRequest, Embedder, Embeddings, RerankCandidate, Reranker, Timing
 from rag import generate, hyde
+from rag.cache_stage import OFF, CacheStage
 from rag.errors import Cancelled
 from rag.otlp import SpanRecord
 from rag.recorder import Recorder, SpanNote, stage_error
 from rag.routes import fuse
+from rag.semantic_cache import CachedAnswer, SemanticCache
 from rag.store import Store
 from rag.trace import Tracing
 from rag.types import Answer, Event, HydeEffect, Options, Outcome, Passage, Problem, Tokens
@@ -46,7 +48,10 @@ class Prompts:
 
 @dataclass(frozen=True, slots=True)
 class Clients:
-    """What the path calls. `chat` None means that answers are quoted, `reranker` None that the fused order stands."""
+    """What the path calls. `chat` None means that answers are quoted, `reranker` None that the fused order stands.
+
+    `cache` None: no answer is kept or given again, for the reason `cache_off`.
+    """
 
     embedder: Embedder
     reranker: Reranker | None
@@ -55,6 +60,8 @@ class Clients:
     tracing: Tracing
     prompts: Prompts
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
+    cache: SemanticCache | None = None
+    cache_off: str = OFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +110,12 @@ def answer(question: str, options: Options, clients: Clients, control: Control |
     control = control or Control()
     with clients.tracing.query(question, control.remote_parent) as trace:
         run = _Run(question, options, clients, control, Recorder(trace))
-        outcome, error = yield from run.path()
-        result = run.answer(outcome, error)
+        try:
+            outcome, error = yield from run.path()
+            result = run.answer(outcome, error)
+            run.keep(result)
+        finally:
+            run.cached.release()
         return Finished(result, trace.finish(result), run.shadow(result))
 
 
@@ -114,6 +125,7 @@ class _Run:
     def __init__(self, question: str, options: Options, clients: Clients, control: Control, recorder: Recorder) -> None:
         self.question, self.options, self.clients, self.control = question, options, clients, control
         self.stages = recorder
+        self.cached = CacheStage(question, options, clients)
         self.vector: NDArray[np.float32] | None = None
         self.sparse: Mapping[int, float] | None = None
         self.candidates: tuple[Passage, ...] = ()
@@ -134,7 +146,13 @@ class _Run:
     def path(self) -> Generator[Event, None, tuple[Outcome, Problem | None]]:
         try:
             yield from self.cache()
-            yield from self.embed_question()
+            if self.cached.hit is None:
+                yield from self.embed_question()
+            if self.cached.can_be_alike:
+                yield from self.cache_alike()
+            if self.cached.hit is not None:
+                yield from self.give(self.cached.hit)
+                return "answered", None
             yield from self.hyde()
             if not self.searched:
                 yield from self.search()
@@ -152,8 +170,44 @@ class _Run:
     # 1) cache
 
     def cache(self) -> Events:
-        reason = "bypassed by the caller" if self.options.caches == "bypass" else "no semantic cache is set up"
-        yield self.stages.skip("cache", reason, hit=False)
+        reason = self.cached.skipped
+        if reason is not None:
+            yield self.stages.skip("cache", reason, hit=False)
+            return
+        self.control.check()
+        yield self.stages.started("cache")
+        with self.stages.span("cache", "look for an equal question") as note:
+            found = self.cached.look(self.control.check)
+            note.where, note.timing = "in-process", Timing(queue=found.waited_seconds)
+            note.facts["waited_seconds"] = found.waited_seconds or None
+        self.stages.cache_said(found.hit is not None, found.reason)
+        yield self.stages.finished("cache")
+
+    def cache_alike(self) -> Events:
+        """Once the question is embedded, for its own search in any case."""
+        yield self.stages.started("cache")
+        with self.stages.span("cache", "look for a question like it") as note:
+            found = self.cached.look_alike(self.vector)
+            note.where = "in-process"
+            note.facts |= {"candidates": len(found.candidates), "near_equal": self.cached.near_equal() or None}
+        self.stages.cache_said(found.hit is not None, found.reason)
+        yield self.stages.finished("cache")
+
+    def give(self, hit: CachedAnswer) -> Events:
+        self.kept = tuple(passage for passage in hit.passages if passage.kept)
+        self.candidates, self.text, self.finish_reason = hit.passages, hit.answer, hit.finish_reason
+        for stage in self.stages.not_run():
+            yield self.stages.skip(stage, "answered from the cache")
+        yield {"type": "passages", "passages": [passage.to_json() for passage in self.candidates]}
+        self.first_token = self.stages.elapsed()
+        yield {"type": "token", "text": self.text}
+
+    def keep(self, result: Answer) -> None:
+        """For the next who ask the same. After the answer, outside its time."""
+        asked = self.vector if self.question_vector is None else self.question_vector
+        refused = self.cached.keep(result, asked)
+        if refused is not None:
+            log.debug("the answer is not kept for others: %s", refused)
 
     # 2) embed
 

@@ -112,6 +112,14 @@ class Recorder:
         self._stages[stage] = Stage(stage, skipped=None if cached else reason, hit=hit, reason=reason if cached else None)
         return self.finished(stage)
 
+    def cache_said(self, hit: bool, reason: str) -> None:
+        """What the cache answered, onto its stage, which ran."""
+        self._stages["cache"] = replace(self._stages["cache"], hit=hit, reason=reason)
+
+    def not_run(self) -> tuple[str, ...]:
+        """Stages of which nothing is known yet."""
+        return tuple(name for name in STAGES if name not in self._stages)
+
     def degrade(self, stage: str, reason: str) -> None:
         """The stage works with less than was asked for; the reason is shown."""
         known = self._stages.get(stage) or Stage(stage)

@@ -10,9 +10,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,7 @@ CANDIDATES = 5  # a route
 
 BothWays = Callable[[str, str], float]
 Vector = NDArray[np.float32]
+Carried = CacheKey | Literal["leave", "forget"]
 
 
 def open_cache(
@@ -250,9 +251,9 @@ class SemanticCache:
 
     # 3) curating
 
-    def entries(self, limit: int = 100, offset: int = 0, order: Order = "used") -> list[CachedAnswer]:
-        """Raises CacheAway, as all of these do."""
-        return self.answers.page(limit, offset, order)
+    def entries(self, limit: int = 100, offset: int = 0, order: Order = "used", text: str = "") -> list[CachedAnswer]:
+        """`text` leaves only questions that hold it. Raises CacheAway, as all of these do."""
+        return self.answers.page(limit, offset, order, text)
 
     def entry(self, key: str) -> CachedAnswer | None:
         return self.answers.get(key)
@@ -304,23 +305,24 @@ class SemanticCache:
         changed = change(entry)
         return changed if self.answers.rewrite(changed) else None
 
-    def carry_over(self, old: CacheKey, new: CacheKey, stands: Callable[[CachedAnswer, Vector], bool]) -> tuple[int, int]:
-        """After documents changed: answers that would be made from the same passages as before stay, under the new key.
+    def carry_over(self, decide: Callable[[CachedAnswer, Vector], Carried]) -> tuple[int, int]:
+        """After documents changed: `decide` says of each answer under which key it goes on, or whether it is forgotten.
 
-        `stands` searches with the question's vector and compares what would be kept with the entry's passages. Returns how many
-        stayed and how many went.
+        Returns how many went on and how many went. Raises CacheAway.
         """
         stayed = went = 0
-        for row in [row for row in self.answers.rows() if row.scope == old.scope]:
+        for row in list(self.answers.rows()):
             entry = self.answers.get(row.id)
-            if entry is None:
+            said = "leave" if entry is None else decide(entry, row.vector)
+            if entry is None or said == "leave":
                 continue
-            if stands(entry, row.vector):
-                self._store(replace(entry, id=new.entry_id(entry.question)), row.vector)
+            if isinstance(said, CacheKey):
+                self._store(replace(entry, id=said.entry_id(entry.question), key=asdict(said)), row.vector)
                 stayed += 1
             else:
                 went += 1
             self.delete(row.id)
+        self._counts.carried(stayed, went)
         return stayed, went
 
     # 4) the index, and what is known of it all

@@ -160,14 +160,36 @@ def test_a_store_that_is_away_is_a_problem_on_screen_not_a_crash(tmp_path: Path)
         made.stop()
 
 
-def test_a_setting_that_has_no_effect_yet_is_said(tmp_path: Path):
-    made = built(tmp_path, REDIS_URL="redis://:secret@10.0.0.5:6379")
-    try:
-        said = " ".join(made.status().notices)
-        assert "REDIS_URL" in said
-        assert "secret" not in said
-    finally:
-        made.stop()
+def test_a_cache_that_is_off_says_why(tmp_path: Path):
+    for name, toml, environment, said in (
+        ("off", "[cache]\nenabled = false\n", {}, "cache.enabled"),
+        ("private", "", {"RAGDECK_CAPTURE_CONTENT": "0"}, "traces.capture_content"),
+    ):
+        (tmp_path / name).mkdir()
+        made = built(tmp_path / name, toml=toml, **environment)
+        try:
+            assert made.cache is None
+            assert said in made.cache_off
+        finally:
+            made.stop()
+
+
+def test_an_equal_question_is_answered_from_the_cache_also_after_a_restart(tmp_path: Path):
+    asked = "Why is the GPU idle while queries take 30 seconds?"
+    for expected in (None, True):
+        made = built(tmp_path, toml="[ingest]\nsample_corpus = true\n")
+        try:
+            made.start()
+            assert made.wait_warm(60)
+            assert made.status().sample_job is None or made.status().sample_job.wait(60)
+            hits = []
+            for _ in range(2):
+                job = made.submit_query(asked)
+                assert job.wait(60)
+                hits.append(next(stage.hit for stage in job.result.stages if stage.stage == "cache"))
+            assert hits == [bool(expected), True]
+        finally:
+            made.stop()
 
 
 def test_an_unknown_model_is_refused_with_what_is_known(tmp_path: Path):

@@ -72,7 +72,9 @@ class AnswerStore(Protocol):
         """Delete all; returns how many."""
         ...
 
-    def page(self, limit: int = 100, offset: int = 0, order: Order = "used") -> list[CachedAnswer]: ...
+    def page(self, limit: int = 100, offset: int = 0, order: Order = "used", text: str = "") -> list[CachedAnswer]:
+        """`text` leaves only questions that hold it, whatever the case."""
+        ...
 
     def rows(self, since_unix: float = 0.0) -> Iterator[Row]:
         """Questions with their vectors, kept at or after that time: to build an index from."""
@@ -85,12 +87,16 @@ def packed(entry: CachedAnswer) -> bytes:
     return zlib.compress(json.dumps(entry.to_json(), ensure_ascii=False).encode("utf-8", "replace"), 1)
 
 
-def unpacked(body: bytes, hits: int, used_at_unix: float | None) -> CachedAnswer | None:
+def unpacked(body: bytes, hits: int, used_at_unix: float | None, expires_at_unix: float | None = None) -> CachedAnswer | None:
     """The answer, or None for a value that is broken or somebody else's."""
     try:
-        return CachedAnswer.from_json(json.loads(zlib.decompress(body))).counted(hits, used_at_unix)
+        return CachedAnswer.from_json(json.loads(zlib.decompress(body))).counted(hits, used_at_unix, expires_at_unix)
     except (ValueError, KeyError, TypeError, AttributeError, zlib.error):
         return None
+
+
+def folded_has(question: str, folded: str) -> bool:
+    return folded in question.casefold()
 
 
 def vector_of(blob: bytes | None) -> NDArray[np.float32] | None:
@@ -163,13 +169,16 @@ class SqliteAnswers:
                 id TEXT PRIMARY KEY, question TEXT NOT NULL, body BLOB NOT NULL, vector BLOB, created REAL NOT NULL,
                 expires REAL NOT NULL, used REAL NOT NULL, hits INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID"""
         )
+        db.create_function("folded_has", 2, folded_has, deterministic=True)  # SQLite's LIKE folds ASCII only
         db.execute("CREATE INDEX IF NOT EXISTS answers_used ON answers (used)")
         db.execute("CREATE INDEX IF NOT EXISTS answers_expires ON answers (expires)")
         return db
 
     def get(self, key: str) -> CachedAnswer | None:
         with self._open() as db:
-            row = db.execute("SELECT body, hits, used FROM answers WHERE id = ? AND expires > ?", (key, self._clock())).fetchone()
+            row = db.execute(
+                "SELECT body, hits, used, expires FROM answers WHERE id = ? AND expires > ?", (key, self._clock())
+            ).fetchone()
         return None if row is None else unpacked(*row)
 
     def keep(self, entry: CachedAnswer, vector: NDArray[np.float32] | None) -> list[str]:
@@ -205,12 +214,16 @@ class SqliteAnswers:
         with self._open() as db:
             return db.execute("DELETE FROM answers").rowcount
 
-    def page(self, limit: int = 100, offset: int = 0, order: Order = "used") -> list[CachedAnswer]:
+    def page(self, limit: int = 100, offset: int = 0, order: Order = "used", text: str = "") -> list[CachedAnswer]:
         column = {"used": "used", "created": "created", "hits": "hits"}[order]
+        tests = "expires > ?"
+        values: list[float | str] = [self._clock()]
+        if text:
+            tests, values = f"{tests} AND folded_has(question, ?)", [*values, text.casefold()]
         with self._open() as db:
             rows = db.execute(
-                f"SELECT body, hits, used FROM answers WHERE expires > ? ORDER BY {column} DESC, id LIMIT ? OFFSET ?",
-                (self._clock(), limit, offset),
+                f"SELECT body, hits, used, expires FROM answers WHERE {tests} ORDER BY {column} DESC, id LIMIT ? OFFSET ?",
+                (*values, limit, offset),
             ).fetchall()
         return _readable([unpacked(*row) for row in rows])
 

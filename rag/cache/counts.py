@@ -24,7 +24,11 @@ class CacheLimits:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """`lookups` counts questions, not calls; `refusals` is by guard, `not_kept` by reason."""
+    """`lookups` counts questions, not calls; `refusals` is by guard, `not_kept` by reason.
+
+    After documents changed, `carried_over` answers stayed, because they would be made from the same passages, and `invalidated`
+    went.
+    """
 
     lookups: int
     exact_hits: int
@@ -34,6 +38,8 @@ class Counted:
     false_hits_reported: int
     refusals: Mapping[str, int]
     not_kept: Mapping[str, int]
+    carried_over: int = 0
+    invalidated: int = 0
 
     @property
     def hit_ratio(self) -> float | None:
@@ -59,7 +65,7 @@ class Counts:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._lookups = self._exact = self._alike = self._kept = self._reported = 0
+        self._lookups = self._exact = self._alike = self._kept = self._reported = self._carried = self._invalidated = 0
         self._seconds_saved = 0.0
         self._refusals: Counter[str] = Counter()
         self._not_kept: Counter[str] = Counter()
@@ -74,7 +80,8 @@ class Counts:
                 self._seconds_saved += max(0.0, found.hit.seconds - found.waited_seconds)
             for candidate in found.candidates:
                 if candidate.refused is not None:
-                    check = next((check for check in candidate.checks if not check.passed), None)
+                    # one that the cosine refused may have failed a guard as well
+                    check = next((check for check in candidate.checks if check.said == candidate.refused), None)
                     self._refusals[check.name if check else "likeness"] += 1
 
     def kept(self, refused: str | None) -> None:
@@ -88,6 +95,11 @@ class Counts:
         with self._lock:
             self._reported += 1
 
+    def carried(self, stayed: int, went: int) -> None:
+        with self._lock:
+            self._carried += stayed
+            self._invalidated += went
+
     def now(self) -> Counted:
         with self._lock:
             return Counted(
@@ -99,4 +111,6 @@ class Counts:
                 self._reported,
                 dict(self._refusals),
                 dict(self._not_kept),
+                self._carried,
+                self._invalidated,
             )

@@ -6,7 +6,7 @@ its scope. Knows nothing of answers. Its calls take one round trip, two where a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -31,12 +31,13 @@ class MilvusIndex:
 
     name = "milvus"
 
-    def __init__(self, store: Store, embedder: ModelInfo, *, timeout: float = TIMEOUT_SECONDS) -> None:
-        self._store, self._timeout = store, timeout
-        self._embedder = replace(embedder, learned_sparse=False)  # questions are searched by BM25, whatever the passages are
+    def __init__(self, store: Store, embedder: Callable[[], ModelInfo], *, timeout: float = TIMEOUT_SECONDS) -> None:
+        """`embedder` is asked when the index is: a remote model may not be known before. It raises RagError."""
+        self._store, self._timeout, self._embedder = store, timeout, embedder
 
     def _collection(self) -> str:
-        return self._store.use(self._embedder, BASE)
+        info = replace(self._embedder(), learned_sparse=False)  # questions are searched by BM25, whatever the passages are
+        return self._store.use(info, BASE)
 
     def add(self, rows: Iterable[Row]) -> None:
         name, rest = self._collection(), iter(rows)

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from rag.cache.answers import MAX_ENTRIES, TTL_SECONDS, AnswersState, Order, packed, unpacked, vector_of
+from rag.cache.answers import MAX_ENTRIES, TTL_SECONDS, AnswersState, Order, folded_has, packed, unpacked, vector_of
 from rag.cache.index import Row
 from rag.cache.types import CacheAway, CachedAnswer
 
@@ -141,8 +141,21 @@ class RedisAnswers:
     # the store
 
     def get(self, key: str) -> CachedAnswer | None:
-        body, hits, used = self._call(lambda: self._client.hmget(self._name(key), "body", "hits", "used"))
-        return None if body is None else unpacked(body, int(hits or 0), float(used) if used else None)
+        def read() -> list[Any]:
+            pipeline = self._client.pipeline(transaction=False)
+            self._ask_for(pipeline, key)
+            return list(pipeline.execute())
+
+        return self._entry(*self._call(read))
+
+    def _ask_for(self, pipeline: Any, key: str) -> None:
+        pipeline.hmget(self._name(key), "body", "hits", "used")
+        pipeline.pttl(self._name(key))
+
+    def _entry(self, fields: list[bytes | None], left_milliseconds: int) -> CachedAnswer | None:
+        body, hits, used = fields
+        expires = self._clock() + left_milliseconds / 1000 if left_milliseconds >= 0 else None
+        return None if body is None else unpacked(body, int(hits or 0), float(used) if used else None, expires)
 
     def keep(self, entry: CachedAnswer, vector: NDArray[np.float32] | None) -> list[str]:
         now = self._clock()
@@ -209,15 +222,32 @@ class RedisAnswers:
 
         return self._call(all_of_it, BULK_SECONDS * 3)
 
-    def page(self, limit: int = 100, offset: int = 0, order: Order = "used") -> list[CachedAnswer]:
+    def page(self, limit: int = 100, offset: int = 0, order: Order = "used", text: str = "") -> list[CachedAnswer]:
         def read() -> list[CachedAnswer]:
+            name = self._made if order == "created" else self._used
+            some = order != "hits" and not text
+            first, last = (offset, offset + limit - 1) if some else (0, -1)
+            keys = [key.decode() for key in self._bulk.zrevrange(name, first, last)]
+            if text:
+                keys = self._asking(keys, text.casefold())
             if order == "hits":
-                found = self._read([key.decode() for key in self._bulk.zrevrange(self._used, 0, -1)])
-                return sorted(found, key=lambda entry: (-entry.hits, entry.id))[offset : offset + limit]
-            name = self._used if order == "used" else self._made
-            return self._read([key.decode() for key in self._bulk.zrevrange(name, offset, offset + limit - 1)])
+                found = sorted(self._read(keys), key=lambda entry: (-entry.hits, entry.id))
+                return found[offset : offset + limit]
+            return self._read(keys if some else keys[offset : offset + limit])
 
         return self._call(read, BULK_SECONDS)
+
+    def _asking(self, keys: list[str], folded: str) -> list[str]:
+        """Those whose question holds the text."""
+        found: list[str] = []
+        for start in range(0, len(keys), _CHUNK):
+            part = keys[start : start + _CHUNK]
+            pipeline = self._bulk.pipeline(transaction=False)
+            for key in part:
+                pipeline.hget(self._name(key), "question")
+            questions = [(question or b"").decode("utf-8", "replace") for question in pipeline.execute()]
+            found += [key for key, question in zip(part, questions, strict=True) if folded_has(question, folded)]
+        return found
 
     def _read(self, keys: list[str]) -> list[CachedAnswer]:
         """What is left of these; ids whose answer has expired or was thrown out are taken off the lists."""
@@ -227,9 +257,10 @@ class RedisAnswers:
             part = keys[start : start + _CHUNK]
             pipeline = self._bulk.pipeline(transaction=False)
             for key in part:
-                pipeline.hmget(self._name(key), "body", "hits", "used")
-            for key, (body, hits, used) in zip(part, pipeline.execute(), strict=True):
-                entry = None if body is None else unpacked(body, int(hits or 0), float(used) if used else None)
+                self._ask_for(pipeline, key)
+            told = pipeline.execute()
+            for key, fields, left in zip(part, told[::2], told[1::2], strict=True):
+                entry = self._entry(fields, left)
                 if entry is None:
                     gone.append(key)
                 else:

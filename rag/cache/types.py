@@ -68,7 +68,9 @@ class CachedAnswer:
     """An answer that was given once and may be given again; times are Unix seconds.
 
     `passages` are those that were kept, and the first few that were ranked and not kept. `seconds` is what the answer took when
-    it was made: what a hit saves. `query_id` is that query's.
+    it was made: what a hit saves. `query_id` is that query's. `key` holds the parts of its CacheKey (empty in answers kept by an
+    older version); `expires_at_unix` is the store's word, None while it gave none. `hyde`: its passages
+    were found with a hypothesis.
     """
 
     id: str
@@ -88,6 +90,9 @@ class CachedAnswer:
     used_at_unix: float | None = None
     good: bool = False
     edited: bool = False
+    key: Mapping[str, str] = field(default_factory=dict)
+    expires_at_unix: float | None = field(default=None, compare=False)
+    hyde: bool = False
 
     @property
     def scope(self) -> str:
@@ -116,6 +121,8 @@ class CachedAnswer:
             created_at_unix=now_unix,
             finish_reason=answer.finish_reason,
             prompt=answer.prompt,
+            key=asdict(key),
+            hyde=answer.hyde_text is not None,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -124,6 +131,7 @@ class CachedAnswer:
         data["passages"] = [passage.to_json() for passage in self.passages]
         data["tokens"] = asdict(self.tokens)
         data["prompt"] = [dict(message) for message in self.prompt]
+        data["key"] = dict(self.key)
         return data
 
     @classmethod
@@ -136,8 +144,8 @@ class CachedAnswer:
         known["prompt"] = tuple(known.get("prompt", ()))
         return cls(**known)
 
-    def counted(self, hits: int, used_at_unix: float | None) -> CachedAnswer:
-        return replace(self, hits=hits, used_at_unix=used_at_unix)
+    def counted(self, hits: int, used_at_unix: float | None, expires_at_unix: float | None = None) -> CachedAnswer:
+        return replace(self, hits=hits, used_at_unix=used_at_unix, expires_at_unix=expires_at_unix)
 
 
 class Candidate(NamedTuple):

@@ -345,13 +345,15 @@ def test_answers_that_stand_are_carried_over_to_the_new_content(make):
     cache = make()
     cache.keep(answer(), vector(), KEY)
     cache.keep(answer("What does Art. 75 say?"), vector(0, 1, 0, 0), KEY)
-    stayed, went = cache.carry_over(KEY, NEW_CONTENT, lambda entry, found: entry.question == QUESTION and found.shape == (4,))
-    assert (stayed, went) == (1, 1)
+    cache.keep(answer("Of another collection?"), vector(0, 0, 1, 0), replace(KEY, collection="other"))
+    said = {QUESTION: NEW_CONTENT, "Of another collection?": "leave"}
+    assert cache.carry_over(lambda entry, found: said.get(entry.question, "forget") if found.shape == (4,) else "forget") == (1, 1)
+    assert cache.look_up("Of another collection?", None, replace(KEY, collection="other")).hit is not None
     assert cache.look_up(QUESTION, None, NEW_CONTENT).hit is not None
     assert cache.look_up("What does Article 72 say?", vector(), NEW_CONTENT).hit is not None
     assert cache.look_up("What does Art. 75 say?", None, NEW_CONTENT).hit is None
     assert cache.look_up(QUESTION, None, KEY).hit is None
-    assert cache.status().answers.entries == 1
+    assert cache.status().answers.entries == 2
 
 
 # outages and status
