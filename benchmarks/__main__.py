@@ -26,6 +26,8 @@ MODULES = (
     "bench_fleet",
     "bench_history",
     "bench_cache",
+    "bench_ingest",
+    "bench_cache_path",
 )
 PACKAGES = (
     "streamlit",
