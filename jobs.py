@@ -29,8 +29,8 @@ class JobsFull(Exception):
 class Job(Generic[R]):
     """One piece of work. Events carry `seq` (from 1) and `at` (seconds since the start)."""
 
-    def __init__(self, kind: str, title: str, deadline_seconds: float | None = None) -> None:
-        self.id = uuid.uuid4().hex
+    def __init__(self, kind: str, title: str, deadline_seconds: float | None = None, job_id: str | None = None) -> None:
+        self.id = job_id or uuid.uuid4().hex
         self.kind = kind
         self.title = title
         self.started_at = datetime.now(UTC)
@@ -125,16 +125,30 @@ class Jobs:
         self._lock = threading.Lock()
         self._closed = False
 
-    def submit(self, kind: str, title: str, work: Work[R], deadline_seconds: float | None = None) -> Job[R]:
-        """Start the work on a thread of its own. Raises JobsFull when the kind's limit is reached or the process stops."""
-        job: Job[R] = Job(kind, title, deadline_seconds)
+    @property
+    def closed(self) -> bool:
+        """The process is stopping: that a job is cancelled now is not what a user wished."""
+        return self._closed
+
+    def submit(
+        self, kind: str, title: str, work: Work[R], deadline_seconds: float | None = None, job_id: str | None = None
+    ) -> Job[R]:
+        """Start the work on a thread of its own. Raises JobsFull when the kind's limit is reached or the process stops.
+
+        `job_id` is that of an earlier job that goes on, which this one stands for from now on; JobsFull while that one runs.
+        """
+        job: Job[R] = Job(kind, title, deadline_seconds, job_id)
         with self._lock:
             if self._closed:
                 raise JobsFull("the process is stopping")
             running = sum(not other.done for other in self._jobs.values() if other.kind == kind)
             if running >= self._limits.get(kind, running + 1):
                 raise JobsFull(f"{running} jobs of kind {kind} are running already")
+            earlier = self._jobs.get(job.id)
+            if earlier is not None and not earlier.done:
+                raise JobsFull(f"{title} is running already")
             self._jobs[job.id] = job
+            self._jobs.move_to_end(job.id)
             self._forget_old()
         try:
             threading.Thread(target=job.run, args=(work,), name=f"job-{kind}-{job.id[:8]}", daemon=True).start()

@@ -1,12 +1,13 @@
-"""The documents of this process: ingestion jobs, removal, uploads, the sample corpus, and what the pages show of them."""
+"""The documents of this process: ingestion jobs that survive it, watched folders, removal, uploads, the sample corpus."""
 
 from __future__ import annotations
 
 import logging
 import re
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,20 @@ from numpy.typing import NDArray
 
 from gpu_server.errors import EngineError
 from gpu_server.interfaces import Embedder
-from jobs import Job, Jobs
+from ingestions import SAMPLE_PREFIX, Ingestions, new_request
+from ingestions import IngestSummary as IngestSummary
+from jobs import Job, Jobs, JobsFull
 from rag.errors import RagError
-from rag.ingest import ingest
-from rag.loaders import find
+from rag.ingest_ledger import IngestJob, Ledger
+from rag.ingest_record import Record, is_alive
+from rag.ingest_watch import Folder, Watcher, WatchState
+from rag.loaders import MediaReaders, find, printable
 from rag.routes import FieldMapping
 from rag.store import CollectionInfo, Store
-from rag.types import Event, PassageRow, Problem, StoredDocument
+from rag.types import PassageRow, Problem, StoredDocument
 from settings import Settings
 
 log = logging.getLogger("ragdeck")
-
-IngestSummary = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +72,33 @@ class Writer:
 class Library:
     """Documents of one store and one embedder."""
 
-    def __init__(self, settings: Settings, store: Store, embedder: Embedder, jobs: Jobs, samples: Path) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        embedder: Embedder,
+        jobs: Jobs,
+        samples: Path,
+        *,
+        readers: MediaReaders | None = None,
+    ) -> None:
+        """`readers` read scans and recordings."""
         self._settings, self._store, self._embedder, self._jobs, self._samples = settings, store, embedder, jobs, samples
         self.uploads = settings.data_dir / "uploads"
         self._samples_done = settings.data_dir / "samples.done"
         self.problem: Problem | None = None
         self.sample_job: Job[IngestSummary] | None = None
         self._sample_lock = threading.Lock()
+        self.record = Record(Ledger(settings.data_dir / "ingest.db"))
+        self.readers = readers or MediaReaders()
+        self.ingestions = Ingestions(settings, jobs, self.record, embedder, self._writer, self.readers, self._job_finished)
+        self._watcher = self._make_watcher()
+        self._watching: threading.Thread | None = None
+        self._ending = threading.Event()
+
+    def _writer(self, base: str | None) -> tuple[str, Writer]:
+        name = self.collection(base)
+        return name, Writer(self._store, name)
 
     def collection(self, base: str | None = None) -> str:
         """The collection in use, opened. Raises RagError; also where the embedder, whose identity names it, is away."""
@@ -86,17 +109,33 @@ class Library:
         return self._store.use(info, base)
 
     def prepare(self) -> None:
-        """Open the store; fill it with the samples when it is embedded, empty and the settings want it. Problems are kept."""
+        """Open the store, go on with what the last process left unfinished, watch the folders that the settings name; fill an
+        embedded store with the samples when it is empty and the settings want it. Problems are kept."""
         try:
             self.collection()
             self.problem = None
             self.ensure_samples()
+            if self._store.mapping is None:
+                self.ingestions.go_on()
+                self._watch()
+        except JobsFull:  # the process stops already
+            log.info("the process stops before its ingestions went on")
         except RagError as problem:
             self.problem = Problem("search", problem.kind, problem.message, problem.address, problem.next_step)
             log.error("the passage store cannot be used: %s. %s", problem.message, problem.next_step)
         except Exception as problem:
             self.problem = Problem("embed", "model", f"{type(problem).__name__}: {problem}", None, "See the page Models.")
             log.exception("the passage store could not be prepared")
+
+    def stop(self) -> None:
+        """Look at the watched folders no more. Jobs end with `Jobs.stop`, and go on in the next process."""
+        self._ending.set()
+        if self._watching is not None:
+            self._watching.join(5.0)
+
+    def close(self) -> None:
+        """Write what is still to be written into the ledger, and close it; after the jobs have ended."""
+        self.record.close()
 
     # 1) samples
 
@@ -108,7 +147,7 @@ class Library:
     def ensure_samples(self) -> Job[IngestSummary] | None:
         """Start the sample corpus's ingestion where it belongs: an embedded store that is empty, or whose first fill broke off.
 
-        Never in a Milvus server, and not again after the user removed documents.
+        Never in a Milvus server, and not again after the user removed documents, or paused or cancelled it.
         """
         with self._sample_lock:
             if self.sample_job is not None or not self.samples_wanted():
@@ -118,56 +157,75 @@ class Library:
                 self._samples_done.touch()  # the user's own documents came first
                 return None
             begun.touch()
-            self.sample_job = self.submit(
-                [self._samples], label="sample corpus", after=self._samples_done.touch, id_prefix="sample:"
-            )
+            earlier = next((job for job in self.record.jobs() if job.id_prefix == SAMPLE_PREFIX), None)
+            if earlier is not None and (earlier.state in ("paused", "cancelled") or is_alive(earlier.owner)):
+                return None
+            request = earlier or new_request([self._samples], "sample corpus", id_prefix=SAMPLE_PREFIX)
+            self.sample_job = self.ingestions.submit(replace(request, paths=(self._samples,)))
             return self.sample_job
+
+    def _job_finished(self, request: IngestJob) -> None:
+        if request.id_prefix == SAMPLE_PREFIX:
+            self._samples_done.touch()
 
     # 2) ingestion
 
     def submit(
-        self,
-        paths: Sequence[Path],
-        collection: str | None = None,
-        label: str | None = None,
-        *,
-        after: Callable[[], None] | None = None,
-        id_prefix: str = "",
+        self, paths: Sequence[Path], collection: str | None = None, label: str | None = None, *, id_prefix: str = ""
     ) -> Job[IngestSummary]:
         """Ingest as a job whose result is the summary of its last event. Raises RagError when nothing can be ingested at all."""
-        settings = self._settings.ingest
         if self._store.mapping is not None:
             raise RagError(
                 f"the collection {self._store.mapping.collection!r} is searched read-only",
                 kind="bad_input",
                 next_step="Remove milvus.mapping from the settings to ingest into a collection of our own.",
             )
+        label = label or printable(", ".join(str(path) for path in paths))
+        return self.ingestions.submit(new_request(paths, label, collection, id_prefix=id_prefix))
 
-        def work(job: Job[IngestSummary]) -> Generator[Event, None, IngestSummary]:
-            writer = Writer(self._store, self.collection(collection))
-            summary: IngestSummary = {}
-            for event in ingest(
-                find(paths),
-                writer,
-                self._embedder,
-                chunk_tokens=settings.chunk_tokens,
-                overlap_tokens=settings.overlap_tokens,
-                max_file_bytes=settings.max_file_bytes,
-                id_prefix=id_prefix,
-                cancelled=job.cancelled.is_set,
-            ):
-                if event["type"] == "ingest_finished":
-                    summary = event
-                yield event
-            if after is not None and summary.get("outcome") == "finished":
-                after()
-            return summary
+    def reset(self, collection: str | None = None) -> None:
+        """Drop the collection's passages; files of watched folders come in again."""
+        name = self.collection(collection)
+        self._store.drop(name)
+        self.record.untake_all(name)
 
-        return self._jobs.submit("ingest", label or ", ".join(str(path) for path in paths)[:200], work)
+    def original(self, document_id: str) -> Path | None:
+        """The file that a document was read from, None where it is not known or is no more."""
+        path = self.record.path_of(document_id)
+        return path if path is not None and path.is_file() else None
+
+    # watched folders
+
+    @property
+    def watched(self) -> tuple[WatchState, ...]:
+        """The watched folders as they were at the last look."""
+        return self._watcher.states
+
+    def _make_watcher(self) -> Watcher:
+        settings = self._settings.ingest
+        roots = dict.fromkeys(Path(folder).expanduser().absolute() for folder in settings.watch)
+        folders = [Folder(root, lambda paths: find(paths, self.readers), time.time) for root in roots]
+        return Watcher(folders, self, self.record, settings.watch_seconds)
+
+    def _watch(self) -> None:
+        if self._watching is not None or not self._watcher.states:
+            return
+        ended = lambda: self._jobs.closed or self._ending.is_set()  # noqa: E731
+        self._watching = threading.Thread(target=self._watcher.run, args=(ended, self._ending), name="watch", daemon=True)
+        self._watching.start()
+
+    def take_in(self, root: Path, files: Sequence[Path]) -> tuple[str, bool] | None:
+        """Ingest new files of a watched folder and wait; see `rag.ingest_watch.Library`."""
+        return self.ingestions.take_in(root, files)
+
+    # 3) documents
 
     def remove(self, document_id: str, collection: str | None = None) -> int:
         """Delete a document; returns how many passages went."""
-        return self._store.remove_document(self.collection(collection), document_id)
+        name = self.collection(collection)
+        removed = self._store.remove_document(name, document_id)
+        self.record.untake_duplicates(name, document_id)
+        return removed
 
     def save_upload(self, name: str, data: bytes) -> Path:
         """Keep an uploaded file under the data folder; its name is its identity: the same name again replaces it."""
@@ -179,7 +237,7 @@ class Library:
         path.write_bytes(data)
         return path
 
-    # 3) what is there
+    # 4) what is there
 
     def knowledge(self) -> Knowledge:
         """Everything the store holds; a store that cannot be read is a problem, not an exception."""

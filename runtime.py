@@ -41,6 +41,7 @@ from library import IngestSummary, Knowledge, Library, open_store
 from models import ModelStatus
 from rag.chat import OpenAIChat
 from rag.errors import RagError
+from rag.hyde_history import HydeHistory
 from rag.options import checked
 from rag.otlp import exporter
 from rag.query import Clients, Control, Prompts, answer
@@ -101,8 +102,9 @@ class Runtime:
         self.settings = settings
         self.url = url
         _export_offline(settings)
-        self.jobs = Jobs(limits={"query": settings.query.max_running, "experiment": 1})
+        self.jobs = Jobs(limits=_limits(settings))
         self.traces = TraceStore(settings.data_dir / "traces.db", capture_content=settings.traces.capture_content)
+        self.hyde_history = HydeHistory(self.traces.path)
         self._tracing = Tracing(
             exporter=exporter(settings.traces.otlp_endpoint), capture_content=settings.traces.capture_content, version=VERSION
         )
@@ -273,6 +275,7 @@ class Runtime:
                 hyde_model=settings.llm.hyde_model,
             ),
             fingerprint={"version": VERSION, "settings": settings.fingerprint()},
+            hyde_history=self.hyde_history,
             cache=self.cache,
             cache_off=self.cache_off,
         )
@@ -451,6 +454,12 @@ def shut_down() -> None:
         running, _current = _current, None
     if running is not None:
         running.stop()
+
+
+def _limits(settings: Settings) -> dict[str, int]:
+    """Most jobs of a kind that run at once."""
+    alone = ("experiment", "evaluation", "calibration", "duplicates")
+    return {"query": settings.query.max_running, "inspect": settings.query.max_running, **dict.fromkeys(alone, 1)}
 
 
 def _export_offline(settings: Settings) -> None:

@@ -28,6 +28,7 @@ MODULES = (
     "bench_cache",
     "bench_ingest",
     "bench_cache_path",
+    "bench_store",
 )
 PACKAGES = (
     "streamlit",

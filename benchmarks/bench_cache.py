@@ -125,7 +125,7 @@ def _times(
             yield "redis_memory", _measure(folder / "two", redis, MemoryIndex(), rows, embed, key, rounds)
     if with_milvus:
         store = Store(uri=None, data_dir=folder / "three", collection="bench", timeout=60.0)
-        index = MilvusIndex(store, info, timeout=60.0)
+        index = MilvusIndex(store, lambda: info, timeout=60.0)
         answers = SqliteAnswers(folder / "three.db", max_entries=len(rows) + 1000)
         yield "sqlite_milvus_lite", _measure(folder / "three", answers, index, rows, embed, key, rounds)
         store.close()

@@ -1,7 +1,12 @@
-"""Knowledge: the collections of the store, the documents of the active one, and how documents come in and go."""
+"""Knowledge: the collections of the store, the documents of the active one, and how documents come in and go.
+
+`?view=` chooses the view (`VIEWS`), `?job=` opens an ingestion.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
@@ -115,17 +120,72 @@ def documents_card(known: Knowledge) -> None:
 
 
 def job_card() -> None:
-    job = runtime.jobs.get(st.query_params["job"]) if "job" in st.query_params else None
-    running = next((item for item in runtime.jobs.recent("ingest") if not item.done), None)
-    if job is None and "job" in st.query_params:
-        st.html(
-            cards.note("unknown", "The ingestion of this address is no longer known here: the dashboard was restarted since.")
-        )
-    if job is not None or running is not None:
-        ingest_view.show(job or running)
+    """The ingestion of the address, else the one that runs."""
+    ingest_view.action_problem()
+    running = next((job.id for job in runtime.jobs.recent("ingest") if not job.done), None)
+    job_id = st.query_params.get("job") or running
+    if job_id is not None:
+        ingest_view.show(job_id)
+
+
+def ledger_note() -> None:
+    problem = runtime.library.ingestions.problem
+    if problem is not None:
+        text = "Documents are read in all the same, but what is unfinished will not go on after a restart."
+        st.html(cards.problem_note(problem, "Keeping the list of ingestions") + cards.note("warn", text))
+
+
+def documents_view(known: Knowledge) -> None:
+    if not known.read_only:
+        add_card()
+    job_card()
+    collections_card(known)
+    if not known.read_only:
+        documents_card(known)
+
+
+def ingestion_view(known: Knowledge) -> None:
+    now, settings = datetime.now(UTC), runtime.settings.ingest
+    job_card()
+    with st.container(border=True, gap="small"):
+        if runtime.library.watched:
+            st.html(ingest_view.watched(runtime.library.watched, settings.watch_seconds, now, zone()))
+        else:
+            st.html(cards.empty("No folder is watched.", "Name folders in ingest.watch of dashboard.toml and start again."))
+    jobs = runtime.library.ingestions.all()
+    with st.container(border=True, gap="small"):
+        st.html(f'<p class="rd rd-title">{plural(len(jobs), "ingestion")}, newest first</p>')
+        if jobs:
+            st.html(ingest_view.history(jobs, now, zone()))
+        else:
+            st.html(cards.empty("Nothing was read in yet.", "Add files in the view Documents."))
+
+
+VIEWS: dict[str, Callable[[Knowledge], None]] = {
+    "documents": documents_view,
+    "ingestion": ingestion_view,
+}
+
+
+def chosen_view() -> str:
+    """The view of the address; kept there by hand, since a bound widget writes its labels."""
+    asked = st.query_params.get("view", "")
+    view = st.segmented_control(
+        "View",
+        tuple(VIEWS),
+        default=asked if asked in VIEWS else next(iter(VIEWS)),
+        required=True,
+        key="knowledge-view",
+        format_func=str.capitalize,
+        label_visibility="collapsed",
+    )
+    if view != asked:
+        st.query_params["view"] = view
+    return view
 
 
 st.title("Knowledge")
+view = chosen_view()
 known = runtime.knowledge()
 if known.problem is not None:
     st.html(cards.problem_note(known.problem, "Reading the passage store"))
@@ -134,9 +194,5 @@ if "removed" in st.session_state:
     st.html(cards.note("ok", escape(st.session_state.pop("removed"))))
 if known.read_only:
     st.html(cards.note("unknown", "This collection was filled by somebody else and is searched read-only (milvus.mapping)."))
-else:
-    add_card()
-job_card()
-collections_card(known)
-if not known.read_only:
-    documents_card(known)
+ledger_note()
+VIEWS[view](known)

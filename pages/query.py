@@ -7,7 +7,7 @@ import json
 import streamlit as st
 
 from rag.errors import RagError
-from ui import answer_view, ask_form, cards, figures, query_list
+from ui import answer_view, ask_form, cards, figures, mark_view, query_list
 from ui.cached import now, the_runtime, zone
 from ui.format import escape, parse_time, seconds, time_html
 from ui.links import page
@@ -37,6 +37,7 @@ asked_by = "" if answer.origin == "ask" else f"asked {query_list.asked_by(answer
 told = (when, escape(asked_by), escape(ask_form.summary(answer.options)), escape(fingerprint))
 line = " · ".join(text for text in told if text)
 st.html(f'<div class="rd rd-soft">{line}</div>')
+mark_view.show(answer, "-query")
 answer_view.render(known, findings, key="-query")
 
 with st.expander(f"Spans ({len(spans)})"):

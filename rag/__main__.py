@@ -1,4 +1,7 @@
-"""`python -m rag ask | ingest | evaluate | calibrate-cache | serve`. Exit codes: 0 ok, 1 failed, 2 wrong usage."""
+"""`python -m rag COMMAND`: ask, ingest, evaluate, calibrate-cache, move, backup, restore, reembed, serve.
+
+Exit codes: 0 ok, 1 failed, 2 wrong usage.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rag import cli_cache
+from rag import cli_cache, cli_store
 from rag.cli_run import run
 
 
@@ -29,14 +32,23 @@ def _parser() -> argparse.ArgumentParser:
     ingest.add_argument("--collection", help="base name of the collection (default: milvus.collection)")
     ingest.add_argument("--reset", action="store_true", help="empty the collection first")
     ingest.set_defaults(run=_ingest)
-    evaluate = commands.add_parser("evaluate", parents=[common], help="measure retrieval on a labelled set in BEIR layout")
-    evaluate.add_argument("folder", type=Path, metavar="DIR")
+    evaluate = commands.add_parser("evaluate", parents=[common], help="measure retrieval on a labelled set")
+    measured = evaluate.add_mutually_exclusive_group(required=True)
+    measured.add_argument("folder", type=Path, metavar="DIR", nargs="?", help="a labelled set in BEIR layout, in its own store")
+    measured.add_argument("--set", metavar="NAME", help="a question set of the page Evaluation, over the live collection")
     evaluate.add_argument("--candidates", type=_positive, default=40, help="how many go into the reranker (default 40)")
     evaluate.set_defaults(run=_evaluate)
     calibrate = commands.add_parser(
         "calibrate-cache", parents=[common], help="from when on two questions share an answer, by labelled pairs"
     )
     cli_cache.add_arguments(calibrate)
+    for name, add, words in (
+        ("move", cli_store.add_move, "carry every collection to a Milvus server"),
+        ("backup", cli_store.add_backup, "collections and databases into one file"),
+        ("restore", cli_store.add_restore, "put a backup back"),
+        ("reembed", cli_store.add_reembed, "fill a new collection from the stored texts and put it into use"),
+    ):
+        add(commands.add_parser(name, parents=[common], help=words))
     serve = commands.add_parser("serve", parents=[common], help="serve the API without the dashboard")
     serve.add_argument("--host", help="address to bind (default: api.host)")
     serve.add_argument("--port", type=_positive, help="port to bind (default: api.port, 8080)")
@@ -86,6 +98,10 @@ def _ingest(given: argparse.Namespace) -> int:
 
 
 def _evaluate(given: argparse.Namespace) -> int:
+    if given.set is not None:
+        from rag import cli_evaluate
+
+        return cli_evaluate.run_set(given)
     import models
     from gpu_server.model_pool import ModelPool
     from rag.evaluate import evaluate, read

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Generator
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from rag.cache.book import CacheBook
-from rag.cache.calibrate import PAIRS, Calibration, Rates, calibrate, read_pairs, score
+from rag.cache.calibrate import PAIRS, Calibration, Rates, read_pairs
+from rag.cache.calibration_run import CalibrationRun, calibrating
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,12 +40,7 @@ def run(given: argparse.Namespace) -> int:
     book = CacheBook(settings.data_dir / "cache-book.db")
     built = models.build(settings, ModelPool())
     try:
-
-        def embed(texts: Sequence[str]) -> NDArray[np.float32]:
-            return built.embedder.embed(list(texts), "query", caches="bypass").dense
-
-        scored = score((*pairs, *book.pairs()), embed)
-        found = calibrate(scored, built.embedder.info.identity, false_hits=given.false_hits)
+        found = _last(calibrating((*pairs, *book.pairs()), built.embedder, false_hits=given.false_hits)).calibration
         if not given.dry_run:
             book.set_thresholds(found.thresholds)
     finally:
@@ -55,6 +49,15 @@ def run(given: argparse.Namespace) -> int:
         book.close()
     print(json.dumps(found.to_json(), ensure_ascii=False) if given.json else report(found, kept=not given.dry_run))
     return 0
+
+
+def _last(steps: Generator[Any, None, CalibrationRun]) -> CalibrationRun:
+    """What a generator returns at its end."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
 
 
 def report(found: Calibration, *, kept: bool) -> str:

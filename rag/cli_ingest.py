@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from contextlib import suppress
 from typing import Any
 
 from rag.errors import RagError
@@ -19,14 +20,15 @@ def run(given: argparse.Namespace) -> int:
     try:
         running.store.open()
         if given.reset:
-            running.store.drop(running.library.collection(given.collection))
+            running.library.reset(given.collection)
         job = running.submit_ingest([path.resolve() for path in given.paths], given.collection)
         try:
             for event in job.follow():
                 if event is not None and not given.json:
                     _show(event)
         except KeyboardInterrupt:
-            job.cancel()
+            with suppress(RagError):  # it has ended meanwhile
+                running.library.ingestions.cancel(job.id)  # else the next process would go on with it
             job.wait(30)
             raise
         if job.error is not None:
@@ -51,7 +53,9 @@ def _show(event: dict[str, Any]) -> None:
               end="", file=sys.stderr, flush=True)  # fmt: skip
     elif event["type"] == "ingest_finished":
         counts = ", ".join(
-            f"{event[key]} {key}" for key in ("added", "replaced", "unchanged", "failed", "skipped") if event.get(key)
+            f"{event[key]} {key}"
+            for key in ("added", "replaced", "unchanged", "duplicate", "failed", "skipped")
+            if event.get(key)
         )
         print(
             f"\r{counts or 'nothing to do'}: {event['passages']} passages in {event['seconds']:.1f} s{' ' * 30}", file=sys.stderr

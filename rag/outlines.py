@@ -76,7 +76,7 @@ def markdown_outline(text: str) -> Outline:
             level, heading, held = (1 if setext[1][0] == "=" else 2), _plain(previous), ""
         else:
             builder.add(previous + "\n")
-            fence = _fence_after(fence, line)
+            fence = fence_after(fence, line)
             atx = None if fence or len(line) > HEADING_CHARS else _ATX.match(line)
             level, heading = (len(atx[1]), _plain(_atx_text(line[atx.end() :]))) if atx else (0, "")
             held = "" if heading else line
@@ -87,7 +87,7 @@ def markdown_outline(text: str) -> Outline:
     return builder.outline(title or front_title)
 
 
-def _fence_after(fence: str, line: str) -> str:
+def fence_after(fence: str, line: str) -> str:
     """The open code fence after this line, "" when none is open."""
     match = _FENCE.match(line)
     if match is None:

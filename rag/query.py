@@ -21,10 +21,11 @@ from gpu_server.interfaces import ChatModel, ChatRequest, Embedder, Embeddings, 
 from rag import generate, hyde
 from rag.cache_stage import OFF, CacheStage
 from rag.errors import Cancelled
+from rag.hyde_history import HydeHistory
 from rag.otlp import SpanRecord
 from rag.recorder import Recorder, SpanNote, stage_error
 from rag.routes import fuse
-from rag.semantic_cache import CachedAnswer, SemanticCache
+from rag.semantic_cache import CachedAnswer, Lookup, SemanticCache
 from rag.store import Store
 from rag.trace import Tracing
 from rag.types import Answer, Event, HydeEffect, Options, Outcome, Passage, Problem, Tokens
@@ -60,6 +61,7 @@ class Clients:
     tracing: Tracing
     prompts: Prompts
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
+    hyde_history: HydeHistory | None = None
     cache: SemanticCache | None = None
     cache_off: str = OFF
 
@@ -137,6 +139,7 @@ class _Run:
         self.kept: tuple[Passage, ...] = ()
         self.prompt: tuple[Mapping[str, str], ...] = ()
         self.hyde_text: str | None = None
+        self.best_dense: float | None = None
         self.text = ""
         self.first_token: float | None = None
         self.ttft: float | None = None
@@ -179,7 +182,7 @@ class _Run:
         with self.stages.span("cache", "look for an equal question") as note:
             found = self.cached.look(self.control.check)
             note.where, note.timing = "in-process", Timing(queue=found.waited_seconds)
-            note.facts["waited_seconds"] = found.waited_seconds or None
+            note.facts |= {"waited_seconds": found.waited_seconds or None, **_of_hit(found)}
         self.stages.cache_said(found.hit is not None, found.reason)
         yield self.stages.finished("cache")
 
@@ -189,7 +192,8 @@ class _Run:
         with self.stages.span("cache", "look for a question like it") as note:
             found = self.cached.look_alike(self.vector)
             note.where = "in-process"
-            note.facts |= {"candidates": len(found.candidates), "near_equal": self.cached.near_equal() or None}
+            near_equal = self.cached.near_equal() or None
+            note.facts |= {"candidates": len(found.candidates), "near_equal": near_equal, **_of_hit(found)}
         self.stages.cache_said(found.hit is not None, found.reason)
         yield self.stages.finished("cache")
 
@@ -241,11 +245,13 @@ class _Run:
     # 3) hyde: skipped for a reason, or a hypothetical answer whose vector joins the question's
 
     def hyde(self) -> Events:
-        reason = hyde.skip_before_search(self.options.hyde, self.question, self.clients.chat is not None)
+        history = self.clients.hyde_history
+        reason = hyde.skip_before_search(self.options.hyde, self.question, self.clients.chat is not None, history)
         if reason is None and self.options.hyde == "auto":
             yield from self.search()
-            best = max((score for item in self.candidates if (score := item.scores.get("dense")) is not None), default=None)
-            reason = hyde.skip_after_search(best) if self.candidates else "the collection is empty"
+            self.best_dense = _best_dense(self.candidates)
+            found = self.candidates
+            reason = hyde.skip_after_search(self.best_dense, self.question, history) if found else "the collection is empty"
         if reason is not None:
             yield self.stages.skip("hyde", reason)
             return
@@ -273,6 +279,8 @@ class _Run:
         )
         texts: list[str] = []
         with self.stages.span("hyde", "write a hypothetical answer", can_degrade=True) as note:
+            if self.clients.hyde_history is not None and self.options.hyde == "auto":
+                note.facts["why"] = self.clients.hyde_history.decide(self.question, self.best_dense).reason
             for piece in self._stream(chat, request, note):
                 texts.append(piece)
         if not self.stages.degraded("hyde"):  # what broke off in the middle is not searched with
@@ -498,7 +506,7 @@ class _Run:
             hyde_text=self.hyde_text,
             finish_reason=self.finish_reason,
             origin=self.control.origin,
-            hyde_effect=hyde.effect(self.found_plain, self.found_blended),
+            hyde_effect=hyde.effect(self.found_plain, self.found_blended, best_dense=self.best_dense),
         )
 
     def shadow(self, result: Answer) -> Callable[[], HydeEffect] | None:
@@ -510,11 +518,21 @@ class _Run:
 
         def search() -> HydeEffect:
             found = fuse(store.search(collection, plain, question, limit, sparse=sparse, timeout=60.0), limit)
-            effect = hyde.effect(_first(found), blended, shadow=True)
+            effect = hyde.effect(_first(found), blended, shadow=True, best_dense=_best_dense(found))
             assert effect is not None
             return effect
 
         return search
+
+
+def _of_hit(found: Lookup) -> dict[str, Any]:
+    """Which kept answer it was: for those who report it as wrong, and for the time that it saved."""
+    hit = found.hit
+    return {} if hit is None else {"entry": hit.id, "kept_seconds": hit.seconds, "kept_query": hit.query_id}
+
+
+def _best_dense(passages: Sequence[Passage]) -> float | None:
+    return max((score for item in passages if (score := item.scores.get("dense")) is not None), default=None)
 
 
 def _first(passages: Sequence[Passage]) -> tuple[str, ...]:

@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from gpu_server.interfaces import ModelInfo
 from rag.content_versions import PROPERTY, ContentVersions, new_version
 from rag.errors import RagError
-from rag.milvus_terms import MAX_NAME_BYTES, MAX_TEXT_BYTES, diagnose, entity, is_released, literal
+from rag.milvus_terms import diagnose, entity, is_released, literal
 from rag.routes import FieldMapping, Found, Hit, Routes
+from rag.store_care import layout, live, versions
 from rag.store_lock import StoreLock
 from rag.types import PassageRow, StoredDocument
 
@@ -72,7 +73,9 @@ class Store:
         self._lock = StoreLock(data_dir / "milvus.lock", url=url) if self.embedded else None
         self.client: Any = None
         self._open_lock = threading.Lock()
-        self._write_lock = threading.Lock()
+        self._write_lock = threading.RLock()
+        self._live: dict[str, str] = {}
+        self._moved: dict[str, str] = {}
         self._ready: dict[str, str] = {}
         self._unflushed: dict[str, int] = {}
         self._pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="store")
@@ -90,7 +93,10 @@ class Store:
             if self._lock is not None:
                 self._lock.acquire()
             try:
-                self.client = self._connect()
+                client = self._connect()
+                with self.mapped("read the aliases"):
+                    self._live = live.read(client, self.timeout)
+                self.client = client
             except BaseException:
                 if self._lock is not None:
                     self._lock.release()
@@ -147,17 +153,47 @@ class Store:
     # 2) collections
 
     def collection_name(self, embedder: ModelInfo, base: str | None = None) -> str:
-        """The collection of this embedder: its identity is in the name, so that different vectors never mix."""
+        """The collection of this embedder that is in use; after a re-embedding another one than `logical_name`."""
+        name = self.logical_name(embedder, base)
+        return self._live.get(name, name)
+
+    def logical_name(self, embedder: ModelInfo, base: str | None = None) -> str:
+        """What the collections of this embedder are called: its identity is in the name, so that different vectors never mix."""
         if self.mapping is not None:
             return self.mapping.collection
         return f"{base or self._base}__{re.sub(r'[^A-Za-z0-9]+', '_', embedder.identity)}"
 
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Nobody else of this process writes meanwhile; searches go on."""
+        with self._write_lock:
+            yield
+
+    def switch(self, name: str, collection: str) -> None:
+        """Put another collection into use under a logical name, in one step; writers to the one before write to this."""
+        self._refuse_read_only()
+        with self._write_lock, self.mapped("switch the collection"):
+            self.client.load_collection(collection, timeout=max(30.0, self.timeout))
+            live.point(self.client, name, collection, self.timeout)
+            before = self._live.get(name, name)
+            self._live = {**self._live, name: collection}
+            moved = {old: collection if new == before else new for old, new in self._moved.items()} | {before: collection}
+            self._moved = {old: new for old, new in moved.items() if old != collection}
+
+    def _now(self, name: str, document_id: str) -> str:
+        """Where a write to a collection goes, the write lock held: elsewhere once another collection has taken its place."""
+        found = self._moved.get(name, name)
+        if found != name:  # the caller has marked the one before as being written to
+            self.versions.writing(found, document_id)
+        return found
+
     def use(self, embedder: ModelInfo, base: str | None = None, *, create: bool = True) -> str:
         """The name of the embedder's collection, loaded; made when it is not there yet, or with `create` False not_found."""
+        if self.client is None:
+            self.open()
         name = self.collection_name(embedder, base)
         if name in self._ready:
             return name
-        self.open()
         with self._write_lock, self.mapped("open the collection"):
             if self.mapping is not None:
                 self._check_mapping(embedder)
@@ -169,42 +205,24 @@ class Store:
                         address=self.address,
                         next_step="The page Knowledge lists the collections; `rag ingest --collection` makes one.",
                     )
-                self._create(name, embedder)
+                self.create(name, embedder)
             else:
+                versions.check(self.client, name, self.timeout)
                 self.client.load_collection(name, timeout=self.timeout)
                 self.client.flush(name, timeout=self.timeout)  # rows of a killed process are scanned in Python until flushed
             self._ready[name] = embedder.identity
         return name
 
-    def _create(self, name: str, embedder: ModelInfo) -> None:
-        from pymilvus import DataType, Function, FunctionType
-
-        schema = self.client.create_schema(auto_id=False, enable_dynamic_field=False)
-        schema.add_field("id", DataType.VARCHAR, max_length=64, is_primary=True)
-        schema.add_field("text", DataType.VARCHAR, max_length=MAX_TEXT_BYTES)
-        schema.add_field("indexed", DataType.VARCHAR, max_length=MAX_TEXT_BYTES, enable_analyzer=True)
-        for field, length in (("document_id", 64), ("content_hash", 64), ("language", 16), ("ingested_at", 40)):
-            schema.add_field(field, DataType.VARCHAR, max_length=length)
-        for field in ("source", "title", "location"):
-            schema.add_field(field, DataType.VARCHAR, max_length=MAX_NAME_BYTES)
-        schema.add_field("position", DataType.INT64)
-        schema.add_field("passages", DataType.INT64)
-        schema.add_field("dense", DataType.FLOAT_VECTOR, dim=embedder.dimension)
-        schema.add_field("sparse", DataType.SPARSE_FLOAT_VECTOR)
-        if not embedder.learned_sparse:
-            schema.add_function(
-                Function(
-                    name="bm25", function_type=FunctionType.BM25, input_field_names=["indexed"], output_field_names=["sparse"]
-                )
-            )
-        index = self.client.prepare_index_params()
-        index.add_index("dense", index_type="FLAT" if self.embedded else "AUTOINDEX", metric_type="COSINE")
-        index.add_index("sparse", index_type="SPARSE_INVERTED_INDEX", metric_type="IP" if embedder.learned_sparse else "BM25")
-        properties = {PROPERTY: new_version()}
-        self.client.create_collection(
-            name, schema=schema, index_params=index, properties=properties, timeout=max(30.0, self.timeout)
+    def create(self, name: str, embedder: ModelInfo, **properties: str) -> None:
+        """Make an empty collection of the embedder's, loaded; `properties` go onto it."""
+        layout.create(
+            self.client,
+            name,
+            layout.passages(embedder),
+            embedded=self.embedded,
+            properties={PROPERTY: new_version(), versions.PROPERTY: str(versions.CURRENT), **properties},
+            timeout=self.timeout,
         )
-        self.client.load_collection(name, timeout=max(30.0, self.timeout))
 
     def _check_mapping(self, embedder: ModelInfo) -> None:
         assert self.mapping is not None
@@ -246,8 +264,7 @@ class Store:
         """Every collection of the store with its row count."""
         self.open()
         with self.mapped("list the collections"):
-            names = self.client.list_collections(timeout=self.timeout)
-            return tuple(self._collection_info(name, active) for name in sorted(names))
+            return tuple(self._collection_info(name, active) for name in self._names())
 
     def _collection_info(self, name: str, active: str | None) -> CollectionInfo:
         dimensions = [field["params"].get("dim") for field in self.describe(name)["fields"] if field["params"].get("dim")]
@@ -255,7 +272,7 @@ class Store:
         return CollectionInfo(
             name=name,
             entities=None if rows is None else int(rows),
-            embedder=name.split("__", 1)[1] if "__" in name else None,
+            embedder=live.name_of(name).split("__", 1)[1] if "__" in name else None,
             active=name == active,
             read_only=self.mapping is not None and name == self.mapping.collection,
             flushed=not self._unflushed.get(name),
@@ -263,14 +280,26 @@ class Store:
         )
 
     def drop(self, name: str) -> None:
-        """Delete a collection and all its passages."""
+        """Delete a collection and all its passages; with one that re-embedding put into use, those that it replaced."""
         self._refuse_read_only()
         self.open()
         with self._write_lock, self.mapped("drop the collection"):
-            self.client.drop_collection(name, timeout=self.timeout)
-            self._ready.pop(name, None)
-            self._unflushed.pop(name, None)
-        self.versions.dropped(name)
+            gone = [name]
+            if name in self._live.values():
+                logical = live.name_of(name)
+                self.client.drop_alias(logical + live.ALIAS, timeout=self.timeout)
+                self._live = {key: kept for key, kept in self._live.items() if kept != name}
+                gone += [old for old in self._names() if old != name and live.name_of(old) == logical]
+            for collection in gone:
+                self.client.drop_collection(collection, timeout=self.timeout)
+                self._ready.pop(collection, None)
+                self._unflushed.pop(collection, None)
+            self._moved = {old: new for old, new in self._moved.items() if new not in gone}
+        for collection in gone:
+            self.versions.dropped(collection)
+
+    def _names(self) -> list[str]:
+        return sorted(self.client.list_collections(timeout=self.timeout))
 
     def count(self, name: str) -> int:
         """Passages in the collection."""
@@ -301,7 +330,7 @@ class Store:
         rows: list[dict[str, Any]] = []
         with self.mapped("read the documents"):
             pages = self.client.query_iterator(
-                name, filter=expression, output_fields=fields, batch_size=2000, timeout=self.timeout
+                self._moved.get(name, name), filter=expression, output_fields=fields, batch_size=2000, timeout=self.timeout
             )
             while page := pages.next():
                 rows.extend(dict(row) for row in page)
@@ -326,7 +355,8 @@ class Store:
         self.write_rows(name, [rows[index] for index in last_first], vectors[last_first], ordered, len(rows), ingested_at)
         document, content = literal(rows[0].document_id), literal(rows[0].content_hash)
         with self._write_lock, self.mapped("remove old passages"):
-            self.client.delete(name, filter=f"document_id == {document} and content_hash != {content}", timeout=self.timeout)
+            old = f"document_id == {document} and content_hash != {content}"
+            self.client.delete(self._now(name, rows[0].document_id), filter=old, timeout=self.timeout)
 
     def write_rows(
         self,
@@ -338,21 +368,25 @@ class Store:
         ingested_at: str = "",
     ) -> None:
         """Upsert passages in the given order. `passages` and `ingested_at` go onto marker rows (position 0)."""
+        if not rows:
+            return
         self._refuse_read_only()
         data = [
             entity(row, vectors[index], sparse[index] if sparse else None, passages, ingested_at)
             for index, row in enumerate(rows)
         ]
         with self._write_lock, self.mapped("write passages"):
+            name = self._now(name, rows[0].document_id)
             for start in range(0, len(data), WRITE_BATCH):
                 self.client.upsert(name, data[start : start + WRITE_BATCH], timeout=self.timeout)
-        self._unflushed[name] = self._unflushed.get(name, 0) + len(rows)
+            self._unflushed[name] = self._unflushed.get(name, 0) + len(rows)
 
     def remove_document(self, name: str, document_id: str) -> int:
         """Delete a document; returns how many passages went."""
         self._refuse_read_only()
         self.versions.writing(name, document_id)
         with self._write_lock, self.mapped("remove the document"):
+            name = self._now(name, document_id)
             expression = f"document_id == {literal(document_id)}"
             before = len(self._rows(name, expression, ["id"]))
             self.client.delete(name, filter=expression, timeout=self.timeout)
@@ -364,9 +398,11 @@ class Store:
         if self.mapping is not None:
             return
         with self._write_lock, self.mapped("flush"):
-            self.client.flush(name, timeout=max(60.0, self.timeout))
-        self._unflushed[name] = 0
-        self.versions.settled(name)
+            for collection in {name, self._moved.get(name, name)}:
+                self.client.flush(collection, timeout=max(60.0, self.timeout))
+                self._unflushed[collection] = 0
+        for collection in {name, self._moved.get(name, name)}:
+            self.versions.settled(collection)
 
     def _refuse_read_only(self) -> None:
         if self.mapping is not None:
@@ -427,8 +463,10 @@ class Store:
         self._pool.submit(self._look_at_round_trip)
 
     def _look_at_round_trip(self) -> None:
+        """And at the aliases: another process may have put another collection into use."""
         try:
             self.round_trip_seconds = self._round_trip(self.client)
+            self._live = live.read(self.client, self.timeout)
         except Exception as problem:  # pymilvus has its own tree, and the search beside this call says what is wrong
             log.debug("the round trip could not be measured: %s", problem)
 

@@ -67,7 +67,18 @@ def _add_investigation_columns(db: sqlite3.Connection) -> None:
     db.execute("UPDATE queries SET hyde_ran = hyde_seconds IS NOT NULL")
 
 
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_create, _add_stage_columns, _add_investigation_columns)
+def _add_hyde_columns(db: sqlite3.Connection) -> None:
+    """v3 -> v4: how close the search without HyDE came, and an index of the queries whose effect is known."""
+    db.execute("ALTER TABLE queries ADD COLUMN hyde_dense REAL")
+    db.execute("CREATE INDEX queries_hyde ON queries (started_at_unix) WHERE hyde_changed IS NOT NULL")
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
+    _create,
+    _add_stage_columns,
+    _add_investigation_columns,
+    _add_hyde_columns,
+)
 VERSION = len(MIGRATIONS)  # `PRAGMA user_version` of a file on which all of them have run
 
 

@@ -229,6 +229,7 @@ def _query_columns(answer: Answer, started: float, span_count: int, content: boo
         "origin": storable(answer.origin),
         "hyde_ran": int("hyde" in stages and stages["hyde"].skipped is None),
         "hyde_changed": int(answer.hyde_effect.changed_top) if answer.hyde_effect else None,
+        "hyde_dense": answer.hyde_effect.best_dense if answer.hyde_effect else None,
         "tokens_prompt": answer.tokens.prompt,
     }
     for name in STAGES:

@@ -5,6 +5,7 @@ Times are seconds. None is "unknown or not applicable", never 0.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, is_dataclass
 from types import MappingProxyType
@@ -34,6 +35,7 @@ class Options:
 
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
+_PLACE_ALONE = re.compile(r"p\. |\d\d+:\d\d:\d\d")  # a page or a time says nothing of the text
 
 
 class Passage(NamedTuple):
@@ -77,7 +79,7 @@ class PassageRow:
     @property
     def indexed_text(self) -> str:
         """What is embedded and searched: the text under its title and heading, which often hold the words of a question."""
-        heading = self.location if self.location and not self.location.startswith("p. ") else None
+        heading = self.location if self.location and not _PLACE_ALONE.match(self.location) else None
         return "\n".join(part for part in (self.title, heading, self.text) if part)
 
 
@@ -186,11 +188,13 @@ class Tokens:
 @dataclass(frozen=True, slots=True)
 class HydeEffect:
     """What the hypothesis changed, where the passages were searched with and without it. `shadow`: the search without it ran
-    after the answer, outside the total, only to know. `overlap` is the share of the first five that both have."""
+    after the answer, outside the total, only to know. `overlap` is the share of the first five that both have. `best_dense`:
+    cosine of the best passage of the search without it."""
 
     changed_top: bool
     overlap: float
     shadow: bool = False
+    best_dense: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

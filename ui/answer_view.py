@@ -9,7 +9,7 @@ from latency.readings.server_split import server_splits
 from latency.reports.reports import query_report
 from latency.types import Case, Finding
 from rag.types import Answer
-from ui import cards, exports, figures, findings_view, readings_view
+from ui import cache_view, cards, exports, figures, findings_view, media_view, readings_view
 from ui.cached import the_runtime
 from ui.format import answer_markdown, count, escape, plural, seconds
 
@@ -37,6 +37,7 @@ def render(case: Case, findings: tuple[Finding, ...], *, key: str = "") -> None:
     degraded = cards.degraded_note(answer.stages)
     if degraded:
         st.html(degraded)
+    cache_view.hit_note(answer, key)
     left, right = st.columns([10, 9], gap="medium")
     with left:
         _answer(answer, key)
@@ -44,7 +45,7 @@ def render(case: Case, findings: tuple[Finding, ...], *, key: str = "") -> None:
         _why(answer, findings)
         _details(case, findings, key)
     with right:
-        _passages(answer)
+        _passages(answer, key)
 
 
 def _answer(answer: Answer, key: str) -> None:
@@ -98,7 +99,7 @@ def _why(answer: Answer, findings: tuple[Finding, ...]) -> None:
         findings_view.render(findings, answer.total_seconds)
 
 
-def _passages(answer: Answer) -> None:
+def _passages(answer: Answer, key: str) -> None:
     kept = [passage for passage in answer.passages if passage.kept]
     with st.container(border=True, gap="small"):
         st.html(f'<p class="rd rd-title">{_passages_title(answer, len(kept))}</p>')
@@ -109,6 +110,8 @@ def _passages(answer: Answer) -> None:
         if chart:
             st.html(chart)
         st.html(cards.passage_cards(kept, {citation.number for citation in answer.citations}))
+        for number, passage in enumerate(kept, 1):
+            media_view.button_for(passage, the_runtime().library.original, f"passage{key}-{number}")
 
 
 def _passages_title(answer: Answer, kept: int) -> str:

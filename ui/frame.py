@@ -35,8 +35,13 @@ _PAGES = {
         st.Page(page("machine"), title="Machine", visibility="hidden"),
         st.Page(page("services"), title="Services", help="Does each answer, does it work, how long does it take."),
         st.Page(page("models"), title="Models", help="What is loaded, cold and warm times, settings in force."),
+        st.Page(page("capacity"), title="Capacity", help="Will these models fit on these GPUs, with which flags, for what load."),
     ],
-    "Content": [st.Page(page("knowledge"), title="Knowledge", help="Collections and documents: add and remove.")],
+    "Content": [
+        st.Page(page("knowledge"), title="Knowledge", help="Documents, ingestion, what is in a collection, and its care."),
+        st.Page(page("evaluation"), title="Evaluation", help="Question sets, and how well retrieval finds what answers."),
+        st.Page(page("cache"), title="Cache", help="Answers given again: hit rate, time saved, entries, tester, calibration."),
+    ],
 }
 
 

@@ -73,6 +73,12 @@ class CacheBook:
             self._thresholds = {item["embedder"]: Thresholds(**item) for item in (*shipped, *own)}
         return self._thresholds.get(embedder)
 
+    def calibrated_at_unix(self, embedder: str) -> float | None:
+        """When thresholds were put in force here; None where those that came with RAG Deck hold, or none."""
+        with self._open() as db:
+            row = db.execute("SELECT at FROM thresholds WHERE embedder = ?", (embedder,)).fetchone()
+        return None if row is None else float(row[0] or 0.0)
+
     def set_thresholds(self, found: Thresholds) -> None:
         with self._open() as db:
             body = json.dumps(asdict(found))
@@ -87,6 +93,13 @@ class CacheBook:
             db.execute("DELETE FROM pairs WHERE a = ? AND b = ?", (cached, asked))
             db.execute("INSERT OR REPLACE INTO pairs VALUES (?, ?, ?, ?, ?)", (asked, cached, label, language, self._clock()))
         self._denied = None
+
+    def remove_pair(self, asked: str, cached: str) -> bool:
+        """Take a judgement back; False where there was none."""
+        with self._open() as db:
+            gone = db.execute("DELETE FROM pairs WHERE a = ? AND b = ?", (asked, cached)).rowcount > 0
+        self._denied = None
+        return gone
 
     def pairs(self) -> tuple[Pair, ...]:
         """As a calibration takes them; each is a family with all that shares a question with it."""

@@ -77,6 +77,13 @@ class Rates:
     precision_high: float | None
 
 
+class Point(NamedTuple):
+    """One cosine of a curve, and what it does to the held-out pairs."""
+
+    dense: float
+    rates: Rates
+
+
 @dataclass(frozen=True, slots=True)
 class Calibration:
     """Thresholds, and what they do to the pairs they were chosen on and to those held out."""
@@ -185,6 +192,12 @@ def _strictest(chosen: Sequence[Scored], bound: float) -> tuple[float, float]:
     same = sum(item.pair.label == "same" for item in chosen)
     enough = max(found.values()) - RECALL_FOR_STRICTNESS * same
     return max((key for key, hits in found.items() if hits >= enough), key=lambda key: (sum(key), key[0]))
+
+
+def curve(scored: Sequence[Scored], agreement: float, steps: Sequence[float] = DENSE_STEPS[::2]) -> tuple[Point, ...]:
+    """What the held-out side would see at other cosines, this agreement left as it is."""
+    held = [item for item in scored if held_out(item.pair.family)]
+    return tuple(Point(dense, rates(held, dense, agreement)) for dense in steps)
 
 
 def rates(scored: Iterable[Scored], dense: float, agreement: float) -> Rates:

@@ -65,7 +65,10 @@ class Filler:
         """Whether the index holds what the store has; starts reading where nobody has yet."""
         self.refresh()
         if self._running is not None:
-            self._running.result(timeout_seconds)
+            try:
+                self._running.result(timeout_seconds)
+            except TimeoutError:
+                return False
         return self.ready
 
     def close(self) -> None:

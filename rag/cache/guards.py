@@ -41,16 +41,22 @@ class Comparison(NamedTuple):
 
 def compare(asked: str, cached: str) -> Comparison:
     """Every guard on two questions. Pure; a fraction of a millisecond."""
-    first, second = analyse(asked), analyse(cached)
-    if first.language == UNKNOWN != second.language:
-        first = analyse(asked, second.language)
-    elif second.language == UNKNOWN != first.language:
-        second = analyse(cached, first.language)
+    first, second = both_read(asked, cached)
     guards: tuple[Callable[[Question, Question], Check], ...] = (
         _language, _articles, _numbers, _quantities, _dates, _identifiers, _negation, _direction, _names, _asks, _modality,
         _content, _roles, _order,
     )  # fmt: skip
     return Comparison(tuple(guard(first, second) for guard in guards), agreement(first, second))
+
+
+def both_read(asked: str, cached: str) -> tuple[Question, Question]:
+    """Both taken apart as the guards read them: a question without a word of any language is of the other's."""
+    first, second = analyse(asked), analyse(cached)
+    if first.language == UNKNOWN != second.language:
+        first = analyse(asked, second.language)
+    elif second.language == UNKNOWN != first.language:
+        second = analyse(cached, first.language)
+    return first, second
 
 
 def agreement(first: Question, second: Question) -> float:

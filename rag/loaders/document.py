@@ -14,7 +14,7 @@ from rag.errors import RagError
 SEPARATOR = " › "
 MAX_TEXT_CHARS = 50_000_000  # of a format whose text can be longer than its file
 
-SectionKind = Literal["text", "markdown", "html", "pdf", "docx", "pptx", "rows"]
+SectionKind = Literal["text", "markdown", "html", "pdf", "docx", "pptx", "rows", "scan", "speech"]
 
 _UNWANTED = dict.fromkeys([*(set(range(32)) - {9, 10}), *range(0x7F, 0xA0), 0xAD, 0xFEFF])
 
@@ -28,7 +28,10 @@ class LoadError(RagError):
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A piece of a document. `location` is a page (`p. 3`), a slide, rows or a heading path, None where there is none."""
+    """A piece of a document. `location` is a page (`p. 3`), a time (`00:01:23 – 00:01:47`), a slide, rows or a heading path.
+
+    It is None where there is none. The text of `scan` is Markdown, as that of `markdown`.
+    """
 
     text: str
     location: str | None
@@ -37,21 +40,28 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class LoadedDocument:
-    """`language` is an ISO 639-1 code, None for a short text. `notes` say what was guessed or left out."""
+    """`language` is an ISO 639-1 code, None for a short text. `notes` say what was guessed or left out.
+
+    `incomplete`: some pages or stretches failed for reasons outside the file (a server that was away): reading it again may
+    give more.
+    """
 
     title: str
     sections: tuple[Section, ...]
     language: str | None
     notes: tuple[str, ...] = ()
+    incomplete: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """What a reader found, not cleaned yet. No title: the file's name stands in."""
+    """What a reader found, not cleaned yet. No title: the file's name stands in; no language: it is detected."""
 
     title: str | None
     sections: list[Section]
     notes: tuple[str, ...] = ()
+    language: str | None = None
+    incomplete: bool = False
 
 
 def collect(name: str, sections: Iterable[Section]) -> list[Section]:

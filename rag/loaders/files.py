@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rag.loaders.document import LoadError, printable
+from rag.loaders.media import IMAGES, NONE, RECORDINGS, MediaReaders, lacking
 
 SUPPORTED = (
     *(".txt", ".md", ".markdown", ".html", ".htm", ".pdf"),
     *(".docx", ".pptx", ".xlsx", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".epub"),
+    *IMAGES,
+    *RECORDINGS,
 )
 _HIDDEN = (".", "~$")  # ~$: what Office keeps beside a document that is open
 
@@ -56,16 +59,20 @@ class Found:
 # 1) finding files
 
 
-def find(paths: Sequence[Path]) -> Found:
-    """Walk the paths. Folders give their supported files, sorted, without hidden ones; each file comes once."""
-    search = _Search()
+def find(paths: Sequence[Path], readers: MediaReaders | None = None) -> Found:
+    """Walk the paths. Folders give their supported files, sorted, without hidden ones; each file comes once.
+
+    Pictures and recordings that `readers` cannot read are skipped in folders, and refused where they were named.
+    """
+    search = _Search(readers or NONE)
     for path in paths:
         search.add(path.expanduser())
     return search.found()
 
 
 class _Search:
-    def __init__(self) -> None:
+    def __init__(self, readers: MediaReaders) -> None:
+        self._readers = readers
         self._files: list[SourceFile] = []
         self._refused: list[FileProblem] = []
         self._skipped: Counter[str] = Counter()
@@ -88,6 +95,8 @@ class _Search:
             self._add_folder(path)
         elif path.suffix.lower() not in SUPPORTED:
             self._refused.append(FileProblem(name, f"{name}: {unsupported(path)}", f"Give one of {' '.join(SUPPORTED)}."))
+        elif unread := lacking(path.suffix.lower(), self._readers):
+            self._refused.append(FileProblem(name, f"{name}: {unread[0]}", unread[1]))
         else:
             self._add_file(path, name)
 
@@ -136,6 +145,8 @@ class _Search:
     def _consider(self, path: Path, source: str) -> None:
         if path.suffix.lower() not in SUPPORTED:
             self._skip(unsupported(path), source)
+        elif unread := lacking(path.suffix.lower(), self._readers):
+            self._skip(unread[0], source)
         elif not path.is_file():
             self._skip("a link that leads nowhere" if path.is_symlink() else "not a regular file", source)
         else:

@@ -14,6 +14,7 @@ from typing import IO, Any
 from xml.parsers import expat
 
 from rag.loaders.document import LoadError
+from rag.loaders.media import IMAGES, RECORDINGS
 
 MAX_ENTRIES = 20_000
 MAX_EXPANDED_BYTES = 500_000_000
@@ -40,9 +41,12 @@ _MAGIC = (
     (b"ID3\x03\0", "an MP3 recording"),
     (b"ID3\x04\0", "an MP3 recording"),
     (b"OggS\0", "an Ogg recording"),
+    (b"fLaC\0", "a FLAC recording"),
+    (b"\x1aE\xdf\xa3", "a video or recording (WebM or Matroska)"),
     (b"SQLite format 3\0", "an SQLite database"),
     (b"{\\rtf", "an RTF document"),
 )
+_PICTURE, _RECORDING = "an image", "a recording"
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 _MAIN_TYPES = (
     (rb"(wordprocessingml\.(document|template)|ms-word\.\w+\.macroEnabled\w*)\.main\+xml", ".docx"),
@@ -57,6 +61,10 @@ _MAIN_TYPES = (
 def check_kind(name: str, suffix: str, data: bytes) -> None:
     """Raise LoadError where the bytes are of another kind than the suffix says, or are locked."""
     found, means = _kind(name, data), _kind_of_suffix(suffix)
+    if means in (_PICTURE, _RECORDING):
+        if found is not None and means.split()[-1] not in found:
+            raise LoadError(name, f"holds {found}, not {means}", "Give it the suffix of its kind.")
+        return
     if found == means or (found is None and suffix not in OFFICE):
         return
     if found == "an encrypted Office document":
@@ -75,6 +83,8 @@ def broken_container(name: str, suffix: str) -> LoadError:
 def _kind_of_suffix(suffix: str) -> str:
     if suffix in OFFICE:
         return _with_article(OFFICE[suffix])
+    if suffix in IMAGES + RECORDINGS:
+        return _PICTURE if suffix in IMAGES else _RECORDING
     return "a PDF" if suffix == ".pdf" else "a text file"
 
 
@@ -91,6 +101,8 @@ def _kind(name: str, data: bytes) -> str | None:
         return _kind_of_zip(name, data)
     if data.startswith(b"\0\0\0") and data[4:8] == b"ftyp":
         return "a video or recording (MP4)"
+    if data.startswith(b"RIFF") and data[8:12] in (b"WAVE", b"WEBP"):
+        return "a WAV recording" if data[8:12] == b"WAVE" else "a WebP image"
     return next((kind for magic, kind in _MAGIC if data.startswith(magic)), None)
 
 

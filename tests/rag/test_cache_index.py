@@ -30,7 +30,7 @@ def store(tmp_path_factory):
 
 @pytest.fixture(params=["memory", "milvus"])
 def index(request, store):
-    found = MemoryIndex() if request.param == "memory" else MilvusIndex(store, EMBEDDER, timeout=30.0)
+    found = MemoryIndex() if request.param == "memory" else MilvusIndex(store, lambda: EMBEDDER, timeout=30.0)
     found.add(ROWS)
     yield found
     found.clear()
@@ -71,7 +71,7 @@ def test_a_question_without_words_is_searched_by_its_vector(index):
 
 
 def test_milvus_keeps_cached_questions_in_a_collection_of_their_own(store):
-    index = MilvusIndex(store, EMBEDDER, timeout=30.0)
+    index = MilvusIndex(store, lambda: EMBEDDER, timeout=30.0)
     index.add(ROWS[:1])
     assert [info.name for info in store.collections(None)] == [f"{BASE}__tiny_4"]
     index.clear()

@@ -39,7 +39,7 @@ def clients(tmp_path):
     fill(store, embedder)
     cache = open_cache(tmp_path, None)
     assert cache.wait_until_ready(30)
-    yield Clients(embedder, reranker, None, store, Tracing(), Prompts("{passages}{question}", "{question}"), {}, cache)
+    yield Clients(embedder, reranker, None, store, Tracing(), Prompts("{passages}{question}", "{question}"), {}, cache=cache)
     cache.close()
     store.close()
     pool.stop()

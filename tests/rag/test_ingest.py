@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import threading
+import time
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -16,9 +18,11 @@ from fpdf import FPDF
 from numpy.typing import NDArray
 
 from gpu_server.interfaces import Embeddings, ModelInfo, TextKind, Timing
+from rag import ingest_reading
 from rag.errors import RagError
-from rag.ingest import BATCH, ingest
-from rag.loaders import Found, find
+from rag.ingest import BATCH, IN_FLIGHT, LARGEST_BATCH, ingest
+from rag.ingest_reading import Buffer, Document, Part
+from rag.loaders import Found, SourceFile, find
 from rag.types import Event, PassageRow, Problem, StoredDocument
 
 DATA = Path(__file__).parents[1] / "data" / "documents"
@@ -124,7 +128,7 @@ def run(paths: Found | Sequence[Path], store: FakeStore, embedder: FakeEmbedder 
     assert [event["type"] for event in events[:1]] == ["ingest_started"]
     assert [event["type"] for event in events].count("ingest_finished") == 1
     assert events[-1]["type"] == "ingest_finished"
-    counts = sum(events[-1][key] for key in ("added", "replaced", "unchanged", "failed", "not_done"))
+    counts = sum(events[-1][key] for key in ("added", "replaced", "unchanged", "duplicate", "failed", "not_done"))
     assert counts == events[-1]["files"] == events[0]["files"]
     return events
 
@@ -155,7 +159,7 @@ def test_real_files_of_every_kind(folder: Path) -> None:
         (folder / name).write_bytes((DATA / name).read_bytes())
     (folder / "binary.txt").write_bytes(b"\0\1\2")
     (folder / "empty.md").write_bytes(b"")
-    (folder / "photo.png").write_bytes(b"x")
+    (folder / "photo.bin").write_bytes(b"x")
     store = FakeStore()
     events = run([folder, folder / "nothing.md"], store, FakeEmbedder(sparse=True))
     assert outcomes(events) == {
@@ -175,7 +179,7 @@ def test_real_files_of_every_kind(folder: Path) -> None:
     assert "Windows-1252" in notes[0][0]
     last = events[-1]
     assert (last["outcome"], last["added"], last["failed"], last["skipped"]) == ("finished", 4, 4, 1)
-    assert last["skipped_reasons"] == [{"reason": ".png files are not supported", "count": 1, "example": "docs/photo.png"}]
+    assert last["skipped_reasons"] == [{"reason": ".bin files are not supported", "count": 1, "example": "docs/photo.bin"}]
     assert last["passages"] == last["truncated"] == len(store.rows)
     assert last["tokens"] == sum(len(row.indexed_text.split()) for row in store.rows.values())
     for row_id, row in store.rows.items():
@@ -201,7 +205,7 @@ def test_again_changed_and_with_other_settings(folder: Path) -> None:
     assert "w99" not in " ".join(row.text for row in store.rows.values())
     assert len(store.rows) == 3
     assert set(outcomes(run([folder], store, embedder, chunk_tokens=20)).values()) == {"replaced"}
-    assert set(outcomes(run([folder], store, embedder, chunk_tokens=20, id_prefix="other:")).values()) == {"added"}
+    assert set(outcomes(run([folder], store, embedder, chunk_tokens=20, id_prefix="other:")).values()) == {"duplicate"}
 
 
 def test_small_documents_share_batches(folder: Path) -> None:
@@ -209,7 +213,9 @@ def test_small_documents_share_batches(folder: Path) -> None:
         (folder / f"{number:03}.txt").write_text(f"document number {number}")
     embedder, store = FakeEmbedder(), FakeStore()
     events = run([folder], store, embedder)
-    assert embedder.batches == [BATCH, BATCH, 150 - 2 * BATCH]
+    assert embedder.batches[0] == BATCH  # nothing is measured yet
+    assert sum(embedder.batches) == 150
+    assert len(embedder.batches) <= 3
     assert events[-1]["added"] == len(store.markers) == 150
 
 
@@ -219,7 +225,7 @@ def test_a_4_mb_text_is_embedded_in_batches_with_progress(folder: Path) -> None:
     (folder / "small.txt").write_text("a small one")
     embedder, store = FakeEmbedder(), FakeStore()
     events = run([folder], store, embedder, chunk_tokens=400, clock=Clock(0.1))
-    assert max(embedder.batches) <= BATCH
+    assert BATCH < max(embedder.batches) <= LARGEST_BATCH
     assert events[-1]["passages"] == len(store.rows) > 1000
     progress = [event for event in events if event["type"] == "progress"]
     assert len(progress) > 3
@@ -337,3 +343,172 @@ def test_nothing_to_do_and_settings_that_contradict(tmp_path: Path) -> None:
     assert events[-2]["seconds_left"] == 0
     with pytest.raises(ValueError, match="less than chunk_tokens"):
         ingest([], FakeStore(), FakeEmbedder(), chunk_tokens=10, overlap_tokens=10, max_file_bytes=1)
+
+
+# beside each other
+
+
+class SlowEmbedder(FakeEmbedder):
+    """Says nothing until it may; counts how many requests are with it at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_answer = threading.Event()
+        self.asked = threading.Event()
+        self.at_once: list[int] = []
+        self._now = 0
+        self._lock = threading.Lock()
+
+    def embed(
+        self, texts: Sequence[str], kind: TextKind = "passage", *, priority: int = 0, deadline: float | None = None
+    ) -> Embeddings:
+        with self._lock:
+            self._now += 1
+            self.at_once.append(self._now)
+        self.asked.set()
+        assert self.may_answer.wait(30)
+        with self._lock:
+            self._now -= 1
+        return super().embed(texts, kind)
+
+
+def test_cancel_does_not_wait_for_the_embedder(folder: Path) -> None:
+    (folder / "a.txt").write_text(words(5000))
+    embedder, store = SlowEmbedder(), FakeStore()
+    try:
+        events = run([folder], store, embedder, cancelled=embedder.asked.is_set, clock=time.monotonic)
+    finally:
+        embedder.may_answer.set()
+    assert (events[-1]["outcome"], events[-1]["not_done"]) == ("cancelled", 1)
+    assert store.rows == {}
+
+
+def test_two_requests_are_with_the_embedder_at_once_and_no_more(folder: Path) -> None:
+    (folder / "a.txt").write_text(words(BATCH * 40 * 6))
+    embedder = SlowEmbedder()
+
+    def free_later() -> None:
+        while len(embedder.at_once) < IN_FLIGHT:
+            time.sleep(0.01)
+        embedder.may_answer.set()
+
+    helper = threading.Thread(target=free_later, daemon=True)
+    helper.start()
+    assert run([folder], FakeStore(), embedder, clock=time.monotonic)[-1]["added"] == 1
+    assert max(embedder.at_once) == IN_FLIGHT
+
+
+def test_a_buffer_is_bounded_in_rows_and_in_characters() -> None:
+    def part(text: str, rows: int) -> Part:
+        document = Document(SourceFile(Path("a.txt"), "a.txt"), "d", 1)
+        return Part(document, [PassageRow("i", "d", "h", 0, text, "t", "s")] * rows)
+
+    for limits, large in (((10, 10**9), part("x", 8)), ((10**9, 100), part("x" * 30, 3))):
+        buffer = Buffer(*limits)
+        assert buffer.put(large)
+        waiting = threading.Thread(target=buffer.put, args=(large,), daemon=True)
+        waiting.start()
+        waiting.join(0.2)
+        assert waiting.is_alive()
+        assert buffer.get(1) is large
+        waiting.join(10)
+        assert not waiting.is_alive()
+        buffer.close()
+        assert not buffer.put(large)
+
+
+def test_progress_says_how_near_to_the_limit_it_is_and_which_part_limits(folder: Path) -> None:
+    class Computing(FakeEmbedder):
+        def embed(
+            self, texts: Sequence[str], kind: TextKind = "passage", *, priority: int = 0, deadline: float | None = None
+        ) -> Embeddings:
+            time.sleep(0.05)
+            return replace(super().embed(texts, kind), timing=Timing(compute=0.05))
+
+    for number in range(4):
+        (folder / f"{number}.txt").write_text(words(BATCH * 40, first=number))
+    last = run([folder], FakeStore(), Computing(), clock=time.monotonic)[-1]
+    assert last["limited_by"] == "embedding"
+    assert last["limit_share"] == pytest.approx(last["tokens_per_second"] / last["limit_tokens_per_second"])
+    assert 0 < last["limit_share"] <= 1
+    assert last["embedding_seconds"] >= 0.05
+    assert last["tokens_per_second"] == pytest.approx(last["tokens"] / last["seconds"], rel=0.01)
+
+
+def test_an_embedder_that_was_never_asked_has_no_limit(folder: Path) -> None:
+    last = run([folder], FakeStore())[-1]
+    assert (last["limit_share"], last["limit_tokens_per_second"]) == (None, None)
+
+
+# duplicates
+
+
+def test_the_same_text_under_another_path_is_stored_once(folder: Path) -> None:
+    (folder / "a.txt").write_text("The valve opens.\n\nAt 4.2 bar.")
+    (folder / "b.txt").write_text("The valve  opens. At\n4.2 bar.\n")
+    (folder / "c.txt").write_text("The valve opens. At 4.3 bar.")
+    store = FakeStore()
+    events = run([folder], store)
+    assert outcomes(events) == {"docs/a.txt": "added", "docs/b.txt": "duplicate", "docs/c.txt": "added"}
+    told = next(event for event in events if event.get("outcome") == "duplicate")
+    assert told["notes"] == ["same text as docs/a.txt: stored once"]
+    assert told["duplicate_of"] == next(row.document_id for row in store.rows.values() if row.source == "docs/a.txt")
+    assert {row.source for row in store.rows.values()} == {"docs/a.txt", "docs/c.txt"}
+    again = run([folder], store)
+    assert outcomes(again) == {"docs/a.txt": "unchanged", "docs/b.txt": "duplicate", "docs/c.txt": "unchanged"}
+
+
+def test_a_copy_byte_by_byte_is_not_even_parsed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "a.txt").write_text("text")
+    (folder / "b.txt").write_text("text")
+    parsed: list[str] = []
+    real = ingest_reading.parse
+
+    def parse(data: bytes, path: Path, readers: Any) -> Any:
+        parsed.append(path.name)
+        return real(data, path, readers)
+
+    monkeypatch.setattr(ingest_reading, "parse", parse)
+    assert run([folder], FakeStore())[-1]["duplicate"] == 1
+    assert parsed == ["a.txt"]
+
+
+def test_a_duplicate_of_a_file_that_fails_goes_in_itself(folder: Path) -> None:
+    (folder / "a.txt").write_text("good text")
+    (folder / "b.txt").write_text("good  text")
+    store = FakeStore(fail_writes={"a.txt": RagError("the row is too long", kind="bad_input")})
+    assert outcomes(run([folder], store)) == {"docs/a.txt": "failed", "docs/b.txt": "added"}
+
+
+def test_a_file_that_becomes_a_duplicate_leaves_and_comes_back_with_another_text(folder: Path) -> None:
+    (folder / "a.txt").write_text("first text")
+    (folder / "b.txt").write_text("second text")
+    store = FakeStore()
+    run([folder], store)
+    (folder / "b.txt").write_text("first text")
+    assert outcomes(run([folder], store)) == {"docs/a.txt": "unchanged", "docs/b.txt": "duplicate"}
+    assert {row.source for row in store.rows.values()} == {"docs/a.txt"}
+    (folder / "b.txt").write_text("third text")
+    assert outcomes(run([folder], store)) == {"docs/a.txt": "unchanged", "docs/b.txt": "added"}
+
+
+def test_two_files_that_change_their_texts_with_each_other_lose_none(folder: Path) -> None:
+    (folder / "a.txt").write_text("first text")
+    (folder / "b.txt").write_text("second text")
+    store = FakeStore()
+    run([folder], store)
+    (folder / "a.txt").write_text("second text")
+    (folder / "b.txt").write_text("first text")
+    assert outcomes(run([folder], store)) == {"docs/a.txt": "replaced", "docs/b.txt": "replaced"}
+    assert {row.source: row.text for row in store.rows.values()} == {"docs/a.txt": "second text", "docs/b.txt": "first text"}
+
+
+def test_what_an_older_version_stored_is_unchanged_and_no_original(folder: Path) -> None:
+    """Its content hash has 16 digits: those of the bytes."""
+    (folder / "a.txt").write_text("the text")
+    store = FakeStore()
+    run([folder], store)
+    key, stored = next(iter(store.markers.items()))
+    store.markers[key] = replace(stored, content_hash=stored.content_hash[:16])
+    (folder / "b.txt").write_text("the text")
+    assert outcomes(run([folder], store)) == {"docs/a.txt": "unchanged", "docs/b.txt": "added"}

@@ -70,7 +70,7 @@ def test_a_folder_gives_its_supported_files_sorted(tmp_path: Path) -> None:
     assert [file.source for file in found.files] == ["docs/a.TXT", "docs/b.md", "docs/sub.d/d.pdf", "docs/sub/c.html"]
     assert found.refused == ()
     assert {item.reason: (item.count, item.example) for item in found.skipped} == {
-        ".png files are not supported": (2, "docs/other.png"),
+        "pictures need text recognition, and ocr.base_url is not set": (2, "docs/other.png"),
         "files without a suffix are not supported": (1, "docs/Makefile"),
     }
 
@@ -98,7 +98,7 @@ def test_paths_that_were_asked_for_and_are_not_there_are_errors(tmp_path: Path) 
     assert [file.source for file in found.files] == ["note.md"]
     assert [problem.message for problem in found.refused] == [
         f"{tmp_path}/nothing: does not exist",
-        "photo.png: .png files are not supported",
+        "photo.png: pictures need text recognition, and ocr.base_url is not set",
     ]
     assert all(problem.next_step for problem in found.refused)
 
@@ -283,7 +283,7 @@ def test_pdf_with_a_page_of_images(tmp_path: Path) -> None:
     document = load(make_pdf(tmp_path / "mixed.pdf", "", "Only the second page has a text.", title="draft.docx"), LIMIT)
     assert [section.location for section in document.sections] == ["p. 2"]
     assert document.title == "mixed"
-    assert document.notes == ("1 of 2 pages have no text (images need text recognition)",)
+    assert document.notes == ("1 of 2 pages have no text (images need text recognition: ocr.base_url)",)
 
 
 def test_pdfs_that_are_refused(tmp_path: Path) -> None:

@@ -99,3 +99,21 @@ def test_a_server_that_dies_gives_a_connection_error_and_the_store_works_when_it
             again.wait(20)
     finally:
         store.close()
+
+
+def test_another_process_sees_that_a_collection_was_put_into_use_and_writes_there(server, tmp_path: Path):
+    uri, _ = server
+    one, two = (Store(uri=uri, data_dir=tmp_path / key, collection="passages", timeout=10.0) for key in "ab")
+    try:
+        name = fill(one)
+        assert two.use(MODEL) == name
+        one.create(f"{name}__g2", MODEL)
+        one.switch(name, f"{name}__g2")
+        assert two.search(name, np.array([1, 0, 0, 0], dtype=np.float32), "pumps", 4).dense, "the one before still answers"
+        two._look_at_round_trip()  # what a search starts in the background when the last look is ten seconds old
+        assert two.use(MODEL) == f"{name}__g2"
+        fill(two)
+        assert two.count(f"{name}__g2") == 6
+    finally:
+        one.close()
+        two.close()
