@@ -263,7 +263,7 @@ class Speech(Section):
     model: Text | None = setting(None, "Model asked for; unset asks for `whisper-1`.", "WHISPER_MODEL", answer=True)
     api_key: HeaderSecret | None = setting(None, "Key of the endpoint.", "WHISPER_API_KEY")
     language: Text | None = setting(None, "ISO 639-1 code of what is spoken; unset lets the model find out.", answer=True)
-    timeout_seconds: Seconds = setting(600.0, "Deadline of one file, in seconds.")
+    timeout_seconds: Seconds = setting(600.0, "Deadline of one request, in seconds; a long recording may take several.")
     retries: int = setting(2, "Further attempts when the server is busy (429, 502, 503).", ge=0, le=10)
 
 

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from pydantic import SecretStr
+
 from gpu_server import makers
 from gpu_server.caches import CachedEmbedder, CachedReranker
 from gpu_server.endpoint import Endpoint, SettingNames
@@ -24,6 +26,8 @@ from gpu_server.probes import Probe, probe_embedder, probe_reranker
 from gpu_server.score_stores import ScoreStore, score_store
 from rag.chat import OpenAIChat
 from rag.errors import RagError
+from rag.loaders.media import MediaReaders
+from rag.media import media_readers, page_reader, transcriber
 from settings import Settings
 
 if TYPE_CHECKING:
@@ -269,8 +273,36 @@ def remote_chat(settings: Settings, model: str | None = None) -> OpenAIChat | No
     llm = settings.llm
     if not llm.base_url:
         return None
-    key = llm.api_key.get_secret_value() if llm.api_key else None
-    return OpenAIChat(llm.base_url, model or llm.model, key, llm.timeout_seconds, llm.retries)
+    return OpenAIChat(llm.base_url, model or llm.model, _revealed(llm.api_key), llm.timeout_seconds, llm.retries)
+
+
+def document_readers(settings: Settings) -> MediaReaders:
+    """Who reads scans and recordings: the endpoints of the settings, nobody where they name none."""
+    ocr, speech = settings.ocr, settings.speech
+    return media_readers(
+        page_reader(
+            ocr.base_url,
+            model=ocr.model,
+            api_key=_revealed(ocr.api_key),
+            timeout_seconds=ocr.timeout_seconds,
+            retries=ocr.retries,
+            max_pages=ocr.max_pages,
+            parallel=ocr.parallel,
+            max_tokens=ocr.max_tokens,
+        ),
+        transcriber(
+            speech.base_url,
+            model=speech.model,
+            api_key=_revealed(speech.api_key),
+            language=speech.language,
+            timeout_seconds=speech.timeout_seconds,
+            retries=speech.retries,
+        ),
+    )
+
+
+def _revealed(secret: SecretStr | None) -> str | None:
+    return secret.get_secret_value() if secret else None
 
 
 def llm_sentence(settings: Settings, chat: ChatModel | None) -> str:

@@ -112,7 +112,9 @@ class Runtime:
         self.models = models.build(settings, self.pool)
         self._chat = self.models.chat or models.remote_chat(settings)
         self.store = open_store(settings, url)
-        self.library = Library(settings, self.store, self.models.embedder, self.jobs, SAMPLES)
+        self.library = Library(
+            settings, self.store, self.models.embedder, self.jobs, SAMPLES, readers=models.document_readers(settings)
+        )
         self.deployment = Deployment(settings, url)
         self._answer_cache = AnswerCache(settings, self.store, self.models)
         self.investigation = Investigation(settings, self.traces, self.deployment.sweep)
@@ -195,6 +197,7 @@ class Runtime:
                 return
             self._stopped = True
         self._ending.set()
+        self.library.stop()
         if not self.jobs.stop(10.0):
             log.warning("some jobs did not end within 10 s")
         if self._started:  # closing models and store while they still open would end the process with abort()
@@ -202,6 +205,7 @@ class Runtime:
         self.investigation.stop()
         self.deployment.stop()
         self._answer_cache.close()
+        self.library.close()
         self.store.close()
         if isinstance(self._chat, OpenAIChat):
             self._chat.close()

@@ -16,7 +16,7 @@ from jobs import JobsFull
 from library import Knowledge
 from rag.errors import RagError
 from rag.types import Problem, StoredDocument
-from ui import cards, figures, ingest_view
+from ui import cards, figures, ingest_view, inspect_view, store_view
 from ui.cached import the_runtime, zone
 from ui.format import count, escape, plain_markdown, plural, unknown_html
 
@@ -164,6 +164,8 @@ def ingestion_view(known: Knowledge) -> None:
 VIEWS: dict[str, Callable[[Knowledge], None]] = {
     "documents": documents_view,
     "ingestion": ingestion_view,
+    "inspect": inspect_view.show,
+    "store": lambda known: store_view.show(),
 }
 
 

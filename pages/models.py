@@ -12,7 +12,7 @@ import runtime as runtime_module
 import settings as settings_module
 from gpu_server.probes import Probe
 from rag.errors import RagError
-from ui import cards, models_view, settings_form
+from ui import cards, hyde_view, models_view, settings_form
 from ui.cached import the_runtime
 from ui.format import escape
 
@@ -91,6 +91,7 @@ for notice in status.notices:
 st.fragment(models_card, run_every=2.0)()
 actions_card()
 settings_form.form(runtime)
+hyde_view.show(runtime.hyde_history)
 table = settings_table()
 changed = table[table["From"] != "default"]
 with st.container(border=True, gap="small"):

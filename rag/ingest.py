@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -129,8 +129,9 @@ class _Run:
         clock: Callable[[], float],
         now: Callable[[], datetime],
     ) -> None:
-        self._store, self._embedder, self._splitting = store, embedder, splitting
+        self._store, self._embedder = store, embedder
         self._cancelled, self._clock, self._now = cancelled, clock, now
+        self._splitting = replace(splitting, readers=replace(splitting.readers, check=self._check))
         self._meter = Meter()
         self._queue: deque[_Item] = deque()
         self._flying: deque[tuple[list[_Item], Future[_Answered]]] = deque()  # requests with the embedder, oldest first

@@ -275,6 +275,8 @@ class Reader:
         if self._is_duplicate(document):
             return None
         loaded = parse(data, path, self._splitting.readers)
+        if loaded.incomplete:  # what could not be read this time is tried again the next
+            document.content_hash = hashlib.sha256(f"{document.content_hash}|incomplete".encode()).hexdigest()[:HASH_DIGITS]
         document.content_hash += text_hash(loaded)
         if self._is_duplicate(document):
             return None

@@ -16,10 +16,12 @@ from gpu_server.local_chat import TransformersChat
 from gpu_server.model_pool import ModelPool, PooledEmbedder
 from gpu_server.starter import StarterEmbedder
 from rag.chat import OpenAIChat
+from rag.hyde_history import HydeHistory, explores
 from rag.query import Clients, Control, Finished, Prompts, answer
 from rag.store import Store
 from rag.trace import Tracing
-from rag.types import Answer, Options, PassageRow, Stage
+from rag.trace_store import TraceStore
+from rag.types import Answer, HydeEffect, Options, PassageRow, Stage
 from tests.llm import fakes, tiny
 from tests.llm.fakes import DONE, SILENCE, FakeServer
 from tests.llm.server import LlmServer, free_port
@@ -422,3 +424,32 @@ def test_a_released_collection_is_loaded_again_within_the_query(clients: Clients
     assert search["loaded"] is False and search["open_seconds"] > 0
     split = stage(found, "search").split
     assert split.load == search["open_seconds"] and split.compute > 0
+
+
+def test_auto_skips_what_stored_queries_say_that_hyde_rarely_changes(clients: Clients, tmp_path):
+    traces = TraceStore(tmp_path / "traces.db")
+    for number in range(40):
+        effect = HydeEffect(False, 1.0, best_dense=0.3)
+        asked = f"How do I tune value {chr(97 + number % 26)}{chr(97 + number // 26)}?"
+        traces.save(Answer(f"{number:032x}", asked, f"2026-11-21T05:00:{number:02}.000Z", "answered", hyde_effect=effect))
+    assert traces.flush()
+    history = HydeHistory(traces.path)
+    history.refresh()
+    question = next(text for n in range(99) if not explores(text := f"How do I boil an egg {'very ' * n}softly?"))
+    with FakeServer([GOOD]) as server:
+        learnt = replace(with_chat(clients, server.address), hyde_history=history)
+        _, done = run(learnt, Options(hyde="auto"), question=question)
+        assert "such questions" in str(stage(done.answer, "hyde").skipped)
+        assert len(server.requests) == 1, "the answer alone was asked for"
+        _, forced = run(learnt, Options(hyde="on"), question=question)
+        assert stage(forced.answer, "hyde").skipped is None
+    traces.close(5.0)
+
+
+def test_hyde_that_runs_by_itself_says_why_and_how_close_the_search_came(clients: Clients, tmp_path):
+    with FakeServer([GOOD]) as server:
+        learnt = replace(with_chat(clients, server.address), hyde_history=HydeHistory(tmp_path / "none.db"))
+        _, done = run(learnt, Options(hyde="auto"), question="How do I boil an egg?")
+    (interval,) = [each for each in done.answer.timeline if each.stage == "hyde"]
+    assert interval.facts["why"]
+    assert done.answer.hyde_effect is not None and done.answer.hyde_effect.best_dense is not None

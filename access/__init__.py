@@ -1,0 +1,1 @@
+"""Who may do what from where: tokens, sign-in, limits, audit, redaction. Knows no page, no runtime and no settings file."""

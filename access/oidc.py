@@ -1,0 +1,116 @@
+"""Sign-in by OpenID Connect: the secrets file that Streamlit's sign-in reads, and the cookie that it leaves.
+
+Streamlit runs the flow (state, nonce, PKCE, the token's signature) and signs the cookie with our secret; here it is read again
+at every request, because Streamlit itself shows its pages to everybody. Knows neither Streamlit nor the settings' file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import tomli_w
+from itsdangerous import BadData, URLSafeTimedSerializer
+
+from access.scopes import Identity, Scope, granted
+
+COOKIE = "_streamlit_user"
+MAX_CHUNKS = 20
+_CHUNKS = re.compile(r"chunks-(\d{1,3})")
+
+
+@dataclass(frozen=True)
+class OidcSessions:
+    """`cookie_secret` signs the cookies; `redirect_uri` is our own address; a sign-in counts for `session_seconds`."""
+
+    cookie_secret: str
+    redirect_uri: str
+    groups_claim: str
+    session_seconds: float
+    allowed: dict[Scope, tuple[str, ...]]
+
+    def __repr__(self) -> str:
+        return f"OidcSessions({self.redirect_uri!r})"
+
+    def identify(self, cookies: Mapping[str, str]) -> Identity | None:
+        """Who signed in; None without a cookie, for one that is forged, cut, too old, or of another origin."""
+        claims = self._claims(cookies)
+        if claims is None or claims.get("is_logged_in") is not True or claims.get("origin") != self._origin():
+            return None
+        verified = claims.get("email_verified") is not False  # an address that anybody may have typed gives nobody a role
+        user = tuple(str(claims[key]) for key in ("email", "sub") if claims.get(key) and (key != "email" or verified))
+        if not user:
+            return None
+        groups = _texts(claims.get(self.groups_claim))
+        return Identity(user[0][:200], "oidc", granted(user, groups, self.allowed), groups=groups)
+
+    def _origin(self) -> str:
+        parts = urlsplit(self.redirect_uri)
+        return f"{parts.scheme}://{parts.netloc}"
+
+    def _claims(self, cookies: Mapping[str, str]) -> dict[str, Any] | None:
+        text = self._signed(cookies, COOKIE)
+        chunks = _CHUNKS.match(text or "")
+        if text is not None and chunks is not None:
+            count = int(chunks[1])
+            parts = [self._signed(cookies, f"{COOKIE}_{n + 1}") for n in range(count)] if count <= MAX_CHUNKS else [None]
+            text = None if None in parts else "".join(part or "" for part in parts)
+        try:
+            claims = json.loads(text) if text else None
+        except (ValueError, RecursionError):
+            return None
+        return claims if isinstance(claims, dict) else None
+
+    def _signed(self, cookies: Mapping[str, str], name: str) -> str | None:
+        if name not in cookies:
+            return None
+        try:
+            value = URLSafeTimedSerializer(self.cookie_secret, salt=name).loads(cookies[name], max_age=int(self.session_seconds))
+        except (BadData, ValueError, RecursionError):
+            return None
+        return value if isinstance(value, str) else None
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return (value,)
+    return tuple(str(item) for item in value[:200] if isinstance(item, str)) if isinstance(value, list) else ()
+
+
+def write_secrets(folder: Path, *, metadata_url: str, client_id: str, client_secret: str, redirect_uri: str) -> tuple[Path, str]:
+    """(the file that Streamlit reads, the secret of its cookies), in `folder`, for its owner only.
+
+    The cookies' secret is made once and kept, so that a restart signs nobody out. Raises OSError.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    kept = folder / "cookie.secret"
+    secret = kept.read_text().strip() if kept.exists() else ""
+    if len(secret) < 43:
+        secret = secrets.token_urlsafe(32)
+        _write(kept, secret)
+    auth = {
+        "redirect_uri": redirect_uri,
+        "cookie_secret": secret,
+        "client_id": client_id,
+        "client_secret": client_secret,
+        "server_metadata_url": metadata_url,
+    }
+    path = folder / "secrets.toml"
+    _write(path, tomli_w.dumps({"auth": auth}))
+    return path, secret
+
+
+def _write(path: Path, text: str) -> None:
+    """In one step, for its owner only: no moment in which it is half there, or others may read it."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+    beside.replace(path)

@@ -1,0 +1,93 @@
+"""A fake of every remote endpoint at once, and a bad one: its model writes PAYLOAD, its errors repeat the caller's credentials.
+
+Paths: `/llm` an OpenAI-compatible model (a question with REFUSE is refused), `/locked` refuses all, `/otlp` takes spans,
+`/page` is an HTTP service whose answer is PAYLOAD.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from tests.security.payloads import PAYLOAD
+
+REFUSE = "zzrefusezz"
+
+
+class HostileServer:
+    """On a free port of loopback until `stop`. `requests` are (path, headers, body) in the order of their coming."""
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[str, dict[str, str], bytes]] = []
+        kept = self.requests
+
+        class Handler(_Handler):
+            requests = kept
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.port = self._server.server_address[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def asked(self, path: str) -> list[tuple[str, dict[str, str], bytes]]:
+        return [request for request in self.requests if request[0].startswith(path)]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    requests: list[tuple[str, dict[str, str], bytes]]
+
+    def do_GET(self) -> None:
+        self._answer(b"")
+
+    def do_POST(self) -> None:
+        self._answer(self.rfile.read(int(self.headers.get("content-length") or 0)))
+
+    def log_message(self, *_: Any) -> None:
+        return
+
+    def _answer(self, body: bytes) -> None:
+        self.requests.append((self.path, {name.lower(): value for name, value in self.headers.items()}, body))
+        if self.path.startswith("/otlp"):
+            self._send(200, b"", "application/x-protobuf")
+        elif self.path.startswith("/page"):
+            self._send(500, PAYLOAD.encode(), "text/html")
+        elif self.path.startswith("/llm") and self.path.endswith("/models"):
+            self._send(200, json.dumps({"object": "list", "data": [{"id": "hostile", "object": "model"}]}).encode())
+        elif self.path.startswith("/llm") and REFUSE.encode() not in body and body:
+            self._stream()
+        else:
+            self._refuse()
+
+    def _refuse(self) -> None:
+        """As bad servers do: the error repeats what came, credentials first."""
+        said = f"Incorrect API key provided: {self.headers.get('authorization', 'none')}. {dict(self.headers)} {self.path} {PAYLOAD}"
+        self._send(401, json.dumps({"error": {"message": said, "type": said, "code": said}, "detail": said}).encode())
+
+    def _stream(self) -> None:
+        words = f"Quoted [1]. {PAYLOAD}\n\n# {PAYLOAD}\n\n```html\n{PAYLOAD}\n```\n\n| a |\n|---|\n| {PAYLOAD} |\n"
+        pieces = [words[at : at + 50] for at in range(0, len(words), 50)]
+        events = [{"role": "assistant", "content": piece} for piece in pieces]
+        chunks = [_chunk(event, None) for event in events] + [_chunk({}, "stop")]
+        data = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
+        self._send(200, data.encode(), "text/event-stream")
+
+    def _send(self, status: int, body: bytes, kind: str = "application/json") -> None:
+        self.send_response(status)
+        self.send_header("content-type", kind)
+        self.send_header("content-length", str(len(body)))
+        self.send_header("set-cookie", "planted=1")
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def _chunk(delta: dict[str, Any], finish: str | None) -> dict[str, Any]:
+    choice = {"index": 0, "delta": delta, "finish_reason": finish}
+    return {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "hostile", "choices": [choice]}

@@ -1,0 +1,277 @@
+"""One real dashboard in the worst company: every secret set is a canary, every text that can come from elsewhere is hostile.
+
+Its remote model, rerank, OCR and speech services are `HostileServer`; Redis, sshd and the dashboard itself are real.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import wave
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import tomli_w
+
+from latency.experiments.experiments import Experiment, ExperimentStore
+from rag.evaluation.evaluations import Evaluations
+from rag.evaluation.types import Judgement, Question
+from tests.collectors.sshd import Sshd, keygen
+from tests.llm.server import free_port
+from tests.redis_server import RedisServer
+from tests.security.canaries import canary
+from tests.security.hostile_server import REFUSE, HostileServer
+from tests.security.payloads import NAME, PAYLOAD
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_SECONDS = 90.0
+QUESTION = f"What does the boiler manual say? {PAYLOAD}"
+REFUSED_QUESTION = f"{REFUSE} {PAYLOAD}"
+EXPERIMENT = "5" * 32
+# Secret settings by key; a test compares them with those that the settings know.
+SECRET_KEYS = (
+    *("alerts.notify", "embeddings.api_key", "embeddings.headers", "gpu_server.token", "llm.api_key", "milvus.token"),
+    *("ocr.api_key", "redis.url", "reranker.api_key", "server.token", "speech.api_key"),
+)
+# Secrets elsewhere: passwords in addresses, and what entries of tables hold.
+OTHER_SECRETS = (
+    *("llm.base_url", "reranker.api_url", "ocr.base_url", "speech.base_url", "traces.otlp_endpoint", "machines.passphrase"),
+    *("services.api_key", "services.headers", "services.url", "services.query", "prometheus.headers", "prometheus.url"),
+)
+SECRETS = (*SECRET_KEYS, *OTHER_SECRETS)
+
+
+@dataclass
+class World:
+    """`folder` holds everything that the dashboard writes (`data`, `log`) and the settings; `token` is server.token."""
+
+    url: str
+    port: int
+    token: str
+    folder: Path
+    process: subprocess.Popen[bytes]
+    remote: HostileServer
+    redis: RedisServer
+    machine: str
+    service: str
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log"
+
+    def call(self, method: str, path: str, *, token: str | None = "", **given: Any) -> httpx.Response:
+        """A request with the right token; `token` None sends none."""
+        right = self.token if token == "" else token
+        headers = {**({"authorization": f"Bearer {right}"} if right else {}), **given.pop("headers", {})}
+        return httpx.request(method, self.url + path, headers=headers, timeout=PATIENCE_SECONDS, trust_env=False, **given)
+
+    def ask(self, question: str, **options: Any) -> dict[str, Any]:
+        answer: dict[str, Any] = self.call("POST", "/api/v1/ask", json={"query": question, **options}).json()
+        return answer
+
+    def memory_bytes(self) -> int:
+        """Resident memory of the dashboard's process."""
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def eventually(happened: Callable[[], Any], said: Callable[[], str] = str) -> Any:
+    """What `happened` gives once it is true. Raises AssertionError when it does not come."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not (result := happened()):
+        assert time.monotonic() < end, said()
+        time.sleep(0.1)
+    return result
+
+
+@contextlib.contextmanager
+def started(folder: Path) -> Iterator[World]:
+    """The dashboard in `folder`, its hostile documents read, one question answered."""
+    with contextlib.ExitStack() as stack:
+        remote = HostileServer()
+        stack.callback(remote.stop)
+        redis = RedisServer()
+        redis.kill()
+        redis.start("--requirepass", canary("redis.url"))
+        stack.callback(redis.kill)
+        sshd = Sshd(folder / "sshd", extra=f"SetEnv PATH={_programs(folder / 'programs')}:/usr/bin:/bin")
+        stack.callback(sshd.stop)
+        stack.enter_context(_process_with_a_name())
+        machine, service = f"machine {PAYLOAD}", f"service {PAYLOAD}"
+        config = folder / "dashboard.toml"
+        config.write_text(tomli_w.dumps(_settings(folder, remote, redis, sshd, machine, service)))
+        _documents(folder / "documents")
+        _experiments(folder / "data")
+        port = free_port()
+        process = _start(folder, config, port)
+        url = f"http://127.0.0.1:{port}"
+        world = World(url, port, canary("server.token"), folder, process, remote, redis, machine, service)
+        stack.callback(_end, world)
+        _wait(world)
+        yield world
+
+
+def _wait(world: World) -> None:
+    """Until the documents are in the collection and their question was answered."""
+
+    def answers() -> bool:
+        assert world.process.poll() is None, world.log.read_text()
+        with contextlib.suppress(httpx.TransportError):
+            answer = world.call("POST", "/api/v1/ask", json={"query": QUESTION})
+            return answer.status_code == 200 and len(answer.json()["passages"]) >= 3
+        return False
+
+    eventually(answers, world.log.read_text)
+
+
+def _start(folder: Path, config: Path, port: int) -> subprocess.Popen[bytes]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAGDECK_", "STREAMLIT_", "OTEL_"))}
+    environment = {**kept, "RAGDECK_DATA": str(folder / "data"), "RAGDECK_CONFIG": str(config), "HF_HUB_OFFLINE": "1"}
+    environment["RAGDECK_TOKEN"] = canary("server.token")
+    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(port)]
+    with (folder / "log").open("ab") as log:
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+
+
+def _end(world: World) -> None:
+    if world.process.poll() is None:
+        world.process.send_signal(signal.SIGTERM)
+        world.process.wait(60)
+
+
+def _with_user(url: str, secret: str) -> str:
+    """The address with a password in it."""
+    return url.replace("://", f"://user:{canary(secret)}@")
+
+
+def _settings(
+    folder: Path, remote: HostileServer, redis: RedisServer, sshd: Sshd, machine: str, service: str
+) -> dict[str, Any]:
+    key = keygen(folder / "sshd" / "locked_key", passphrase=canary("machines.passphrase"))
+    with (folder / "sshd" / "authorized_keys").open("a") as file:
+        file.write(Path(f"{key}.pub").read_text())
+    return {
+        "ingest": {"sample_corpus": False, "watch": [str(folder / "documents")], "watch_seconds": 1.0},
+        "milvus": {"token": canary("milvus.token")},
+        "gpu_server": {"token": canary("gpu_server.token"), "retries": 0},
+        "embeddings": {"api_key": canary("embeddings.api_key"), "headers": {"X-Team": canary("embeddings.headers")}},
+        "reranker": {
+            "api_url": _with_user(f"{remote.url}/locked", "reranker.api_url"),
+            "api_key": canary("reranker.api_key"),
+            "api_dialect": "cohere",
+        },
+        "llm": {
+            "base_url": _with_user(f"{remote.url}/llm", "llm.base_url"),
+            "model": "hostile",
+            "api_key": canary("llm.api_key"),
+            "default_hyde": "off",
+        },
+        "ocr": {"base_url": _with_user(f"{remote.url}/locked/ocr", "ocr.base_url"), "model": "m", "api_key": canary("ocr.api_key")},
+        "speech": {"base_url": _with_user(f"{remote.url}/locked/speech", "speech.base_url"), "api_key": canary("speech.api_key")},
+        "redis": {"url": f"redis://:{canary('redis.url')}@127.0.0.1:{redis.port}/0"},
+        "traces": {"otlp_endpoint": _with_user(f"{remote.url}/otlp", "traces.otlp_endpoint")},
+        "alerts": {"notify": [f"json://user:{canary('alerts.notify')}@127.0.0.1:{remote.port}/locked/{canary('alerts.notify')}"]},
+        "machines": [
+            {
+                "name": machine,
+                "address": f"127.0.0.1:{sshd.port}",
+                "key": str(key),
+                "passphrase": canary("machines.passphrase"),
+                "known_hosts": str(sshd.known_hosts),
+                "use_agent": False,
+                "slow_every_seconds": 5,
+            }
+        ],
+        "services": [
+            {
+                "name": service,
+                "kind": "http",
+                "url": _with_user(f"{remote.url}/page?api_key={canary('services.query')}", "services.url"),
+                "headers": {"X-Auth": canary("services.headers")},
+                "liveness_every_seconds": 1,
+            },
+            {"name": "locked", "kind": "openai-chat", "url": f"{remote.url}/locked", "api_key": canary("services.api_key")},
+        ],
+        "prometheus": [
+            {
+                "name": f"source {PAYLOAD}",
+                "url": _with_user(f"{remote.url}/locked/prometheus", "prometheus.url"),
+                "headers": {"X-Auth": canary("prometheus.headers")},
+            }
+        ],
+    }
+
+
+def _documents(folder: Path) -> None:
+    folder.mkdir()
+    text = f"# {PAYLOAD}\n\n## {PAYLOAD}\n\nThe boiler manual says: {PAYLOAD}. The boiler is brass, and it whistles.\n"
+    (folder / f"{NAME}.md").write_text(text)
+    (folder / f"page {NAME}.html").write_text(f"<title>{PAYLOAD}</title><h1>boiler</h1><p>{PAYLOAD} boiler</p>")
+    (folder / f"table {NAME}.csv").write_text(f'name,"{PAYLOAD.replace(chr(34), chr(34) * 2)}"\nboiler,=1+1\n')
+    (folder / "broken.docx").write_bytes(b"PK\x03\x04 no archive")
+    from PIL import Image
+
+    Image.new("RGB", (60, 30), "white").save(folder / "scan.png")
+    with wave.open(str(folder / "speech.wav"), "wb") as sound:
+        sound.setparams((1, 2, 8000, 0, "NONE", ""))
+        sound.writeframes(b"\x00\x10" * 8000)
+
+
+def _experiments(data: Path) -> None:
+    data.mkdir()
+    store = ExperimentStore(data / "experiments.db")
+    at = time.time() - 60
+    store.save(Experiment(EXPERIMENT, "components", PAYLOAD[:200], at, 1.0, "failed", {}, None, {"host": PAYLOAD}, PAYLOAD))
+    store.close()
+    sets = Evaluations(data).sets
+    sets.create(f"set {NAME}", [Question(PAYLOAD, (Judgement(NAME, PAYLOAD, 1),))], "made by hand")
+
+
+def _programs(folder: Path) -> Path:
+    """A fake `nvidia-smi` and `docker` of the remote machine, whose names are hostile."""
+    folder.mkdir(parents=True)
+    capture = (ROOT / "tests/collectors/data/nvidia_smi/a100.csv").read_text()
+    head, _, line = capture.partition("\n")
+    fields = head.removeprefix("# ").split(",")
+    (folder / "help").write_text("\n".join(f'"{field}"' for field in fields))
+    (folder / "gpus").write_text(line.replace("NVIDIA A100-SXM4-40GB", PAYLOAD))
+    (folder / "apps").write_text(f"{line.split(',')[1].strip()}, 4242, 100, {PAYLOAD}\n")
+    _program(
+        folder / "nvidia-smi",
+        f'case "$1" in --help*) cat {folder}/help;; --query-gpu*) cat {folder}/gpus;; --query-compute*) cat {folder}/apps;; esac',
+    )
+    container = {"id": "c" * 64, "name": f"/{PAYLOAD}", "image": PAYLOAD, "restarts": 0, "state": "exited", "exit": 1}
+    container |= {"oom": False, "started": "2026-01-01T00:00:00Z", "finished": "2026-01-01T00:00:01Z", "health": None}
+    (folder / "containers").write_text(json.dumps(container) + "\n")
+    _program(folder / "docker", f'case "$1" in ps) echo {"c" * 64};; inspect) cat {folder}/containers;; esac')
+    return folder
+
+
+def _program(path: Path, text: str) -> None:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+@contextlib.contextmanager
+def _process_with_a_name() -> Iterator[None]:
+    """A process that the kernel lists under a hostile name and command line."""
+    name = "<img src=x one>"
+    code = f"import ctypes,time\nctypes.CDLL(None).prctl(15, {name.encode()!r}, 0, 0, 0)\ntime.sleep(600)"
+    process = subprocess.Popen([sys.executable, "-c", code, PAYLOAD])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
