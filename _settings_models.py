@@ -17,6 +17,7 @@ from _settings_values import (
     Device,
     Entries,
     Headers,
+    HeaderName,
     HeaderSecret,
     Host,
     Hosts,
@@ -68,6 +69,43 @@ class Server(Section):
         (), "Host names accepted besides loopback; separated by commas in the environment.", "RAGDECK_ALLOWED_HOSTS"
     )
     allowed_origins: Origins = setting((), "Origins of other web pages that may call the API.", "RAGDECK_ALLOWED_ORIGINS")
+
+
+class Oidc(Section):
+    """Sign-in with an OpenID Connect provider; all four of the first settings are needed."""
+
+    metadata_url: HttpUrl | None = setting(None, "The provider's `…/.well-known/openid-configuration`.", "RAGDECK_OIDC_METADATA_URL")
+    client_id: Text | None = setting(None, "Our name at the provider.", "RAGDECK_OIDC_CLIENT_ID")
+    client_secret: HeaderSecret | None = setting(None, "Our secret there.", "RAGDECK_OIDC_CLIENT_SECRET")
+    redirect_uri: HttpUrl | None = setting(
+        None, "This dashboard as browsers see it, with `/oauth2callback`; registered at the provider.", "RAGDECK_OIDC_REDIRECT_URI"
+    )
+    groups_claim: Text = setting("groups", "Claim with the user's groups.")
+    session_hours: float = setting(12.0, "How long a sign-in counts, in hours.", gt=0, le=720)
+
+
+class Proxy(Section):
+    """A reverse proxy that signs users in and tells us who they are; header and secret are needed."""
+
+    header: HeaderName | None = setting(None, "Header with the user's name, such as X-Forwarded-User.")
+    groups_header: HeaderName | None = setting(None, "Header with their groups, separated by commas.")
+    secret_header: HeaderName = setting("X-RAGDeck-Proxy-Secret", "Header in which the proxy proves that it is the proxy.")
+    secret: HeaderSecret | None = setting(None, "What it sends there; at least 16 characters.", "RAGDECK_PROXY_SECRET", min_length=16)
+
+
+class Access(Section):
+    """Who may do what. In the three lists: `*` everybody who is signed in, `group:NAME`, or a user's name or address."""
+
+    read: tuple[Text, ...] = setting(("*",), "Who may see pages, stored queries and readings.")
+    ask: tuple[Text, ...] = setting(("*",), "Who may ask.")
+    operate: tuple[Text, ...] = setting((), "Who may change things: documents, settings, machines, tokens, stored queries.")
+    requests_per_minute: int = setting(600, "Requests a minute to the API, for each token and each address.", ge=1, le=1_000_000)
+    requests_at_once: int = setting(64, "Requests to the API that one address may have under way.", ge=1, le=100_000)
+    body_seconds: Seconds = setting(30.0, "Longest that a request's body may take to arrive, in seconds.")
+    upload_files: int = setting(100, "Most files in one upload.", ge=1, le=10_000)
+    upload_bytes: int = setting(500_000_000, "Most bytes in one upload.", ge=1, le=100_000_000_000)
+    oidc: Oidc = Oidc()
+    proxy: Proxy = Proxy()
 
 
 class Api(Section):
@@ -333,6 +371,7 @@ class Settings(Section):
     services: Entries = setting((), "Services that are probed, `[[services]]`.")
     prometheus: Entries = setting((), "Prometheus servers that tell of further machines, `[[prometheus]]`.")
     server: Server = Server()
+    access: Access = Access()
     api: Api = Api()
     milvus: Milvus = Milvus()
     models: Models = Models()

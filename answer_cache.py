@@ -8,6 +8,7 @@ from gpu_server.errors import EngineError
 from gpu_server.interfaces import ModelInfo
 from models import Models
 from rag.cache.carry import Carrier
+from rag.cache.lexicon import LANGUAGES, lexicon
 from rag.cache.milvus_index import MilvusIndex
 from rag.errors import RagError
 from rag.semantic_cache import CacheLimits, SemanticCache, open_cache
@@ -42,8 +43,10 @@ class AnswerCache:
         store.versions.on_change = self._carrier.changed
 
     def prepare(self) -> None:
-        """Begin to fill the index from the answers that are kept; waits for nothing."""
+        """Read what comparing questions needs, and begin to fill the index from the answers that are kept."""
         if self.cache is not None:
+            for language in LANGUAGES:
+                lexicon(language)
             self.cache.wait_until_ready(0.0)
 
     def close(self) -> None:

@@ -1,59 +1,57 @@
-"""One ASGI middleware in front of every route, Streamlit's and ours: host, origin, content type, size, token, headers.
+"""One ASGI middleware in front of every route, Streamlit's and ours: host, origin, content type, size, who, scope, rate, headers.
 
 Why each: a page of another site can send a `text/plain` POST to 127.0.0.1 (origin, content type), can rebind its own name to
-127.0.0.1 (host), and a WebSocket carries no same-origin rule at all (origin).
+127.0.0.1 (host), and a WebSocket carries no same-origin rule at all (origin). Who somebody is and what a route needs are in
+`access`; here they meet.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
-import html
 import ipaddress
 import logging
 import re
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from urllib.parse import parse_qs, quote, urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import cookie_parser
+from starlette.datastructures import Headers
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from access.authenticator import COOKIE, Authenticator, has_credentials
+from access.headers import SECURITY_HEADERS as SECURITY_HEADERS
+from access.headers import with_headers
+from access.limits import (
+    API_BYTES,
+    AtOnce,
+    BodyTooLarge,
+    BodyTooSlow,
+    Buckets,
+    Limits,
+    address_key,
+    limited,
+    retry_after,
+)
+from access.scopes import KEY, Identity, needed
+from access.signin import SIGN_IN, SIGN_IN_OIDC, local, page
+from access.tokens import SESSION_SECONDS as TOKEN_SESSION_SECONDS
+from rag.errors import RagError
+
 log = logging.getLogger(__name__)
 
-COOKIE = "ragdeck_session"
-SIGN_IN = "/signin"
-OPEN_PATHS = frozenset({"/api/health", "/_stcore/health", SIGN_IN})
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-MAX_API_BYTES = 1 << 20
+MAX_API_BYTES = API_BYTES
 MAX_SIGN_IN_BYTES = 4096
 SESSION_SECONDS = 30 * 24 * 3600
 FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS, FORGET_SECONDS = 0.1, 2.0, 60.0
 CLIENTS_REMEMBERED = 1024
-SECURITY_HEADERS = {
-    "x-content-type-options": "nosniff",
-    "x-frame-options": "SAMEORIGIN",
-    "referrer-policy": "same-origin",
-    "cross-origin-opener-policy": "same-origin",
-    "cross-origin-resource-policy": "same-origin",
-    "permissions-policy": "camera=(), geolocation=(), microphone=()",
-    # Streamlit's own page has inline scripts and evaluates Vega expressions; nothing may come from another host
-    "content-security-policy": (
-        "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-        "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; "
-        "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
-    ),
-}
-
-
 NOT_KEPT = {"cache-control": "no-store"}
 CORS_HEADERS = {
-    "access-control-allow-methods": "GET, POST",
+    "access-control-allow-methods": "GET, POST, DELETE",
     "access-control-allow-headers": "authorization, content-type, traceparent",
     "access-control-max-age": "600",
 }
@@ -69,8 +67,12 @@ class Policy:
     host: str
     allowed_hosts: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     local_clients_only: bool = False
+    access: Authenticator | None = None
+    limits: Limits = field(default_factory=Limits)
+    oidc_url: Callable[[], str] | None = None
+    """Where a browser begins to sign in; None without OpenID Connect."""
 
     @property
     def loopback_only(self) -> bool:
@@ -91,19 +93,9 @@ class Policy:
         """The page's own origin (whatever scheme a proxy speaks) or one from the settings."""
         return origin.lower() in self.allowed_origins or _own_origin(origin, host_header)
 
-    def session(self) -> str:
-        """The cookie's value: proves knowledge of the token without holding it."""
-        return hmac.new((self.token or "").encode(), b"ragdeck session", hashlib.sha256).hexdigest()
-
-    def knows(self, headers: Headers) -> bool:
-        """Whether the request carries the token, as a bearer or by cookie."""
-        if self.token is None:
-            return True
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode("latin-1"), self.token.encode()):
-            return True
-        cookie = _session_cookie(headers)
-        return cookie is not None and hmac.compare_digest(cookie.encode(), self.session().encode())
+    @property
+    def authenticator(self) -> Authenticator:
+        return self.access or Authenticator(required=self.token is not None, server_token=self.token)
 
 
 class Guard:
@@ -113,12 +105,18 @@ class Guard:
     """
 
     def __init__(
-        self, app: ASGIApp, policy: Policy | Callable[[], Policy], pause: Callable[[float], Awaitable[object]] = asyncio.sleep
+        self,
+        app: ASGIApp,
+        policy: Policy | Callable[[], Policy],
+        pause: Callable[[float], Awaitable[object]] = asyncio.sleep,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._app = app
         self._policy = policy
         self._pause = pause
+        self._clock = clock
         self._wrong = WrongTokens()
+        self._counters: tuple[Limits, Buckets, AtOnce] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -126,18 +124,38 @@ class Guard:
             return
         policy = self._policy if isinstance(self._policy, Policy) else self._policy()
         headers = Headers(scope=scope)
-        guarded = _with_headers(send, _shared_with(policy, headers))
-        answer = _refusal(policy, scope, headers) or await self._token_needed(policy, scope, headers)
-        if answer is None and scope["type"] == "http" and scope["path"] == SIGN_IN:
-            answer = await self._sign_in(policy, scope, headers, receive)
-        if answer is None:
-            await self._pass_on(scope, receive, guarded)
-        elif scope["type"] == "http":
-            await answer(scope, receive, guarded)
-        else:
-            await _deny(answer, scope, receive, guarded)
+        guarded = with_headers(send, _shared_with(policy, headers), _is_https(scope, headers))
+        with ExitStack() as counted:
+            answer = _refusal(policy, scope, headers) or self._too_many(policy, scope, counted)
+            answer = answer or await self._not_allowed(policy, scope, headers)
+            if answer is None and scope["type"] == "http" and scope["path"] in (SIGN_IN, SIGN_IN_OIDC):
+                answer = await self._sign_in(policy, scope, headers, receive)
+            if answer is None:
+                await self._pass_on(policy.limits, scope, receive, guarded)
+            elif scope["type"] == "http":
+                await answer(scope, receive, guarded)
+            else:
+                await _deny(answer, scope, receive, guarded)
 
-    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def _too_many(self, policy: Policy, scope: Scope, counted: ExitStack) -> Response | None:
+        """Of one address: requests a minute and at once. Not on a machine's own loopback while it asks nobody who they are."""
+        key = address_key((scope.get("client") or ("",))[0])
+        open_here = not policy.authenticator.required and _is_loopback(key)
+        if not _is_counted(scope) or open_here:
+            return None
+        buckets, at_once = self._counted(policy.limits)
+        if wait := buckets.take(f"address {key}"):
+            return _busy(f"more than {policy.limits.requests_per_minute} requests a minute from one address", wait)
+        if not counted.enter_context(at_once.running(key)):
+            return _busy(f"{policy.limits.requests_at_once} requests of one address are under way", 1.0)
+        return None
+
+    def _counted(self, limits: Limits) -> tuple[Buckets, AtOnce]:
+        if self._counters is None or self._counters[0] != limits:
+            self._counters = (limits, Buckets(limits.requests_per_minute, self._clock), AtOnce(limits.requests_at_once))
+        return self._counters[1:]
+
+    async def _pass_on(self, limits: Limits, scope: Scope, receive: Receive, send: Send) -> None:
         """To the app. What it raises is answered here: outside, the answer would go without our headers."""
         started = scope["type"] != "http"
 
@@ -146,22 +164,44 @@ class Guard:
             started = True
             await send(message)
 
+        if not started:
+            receive = limited(receive, limits.body_bytes(scope["path"]), limits.seconds(scope["path"]))
         try:
-            await self._app(scope, _limited(receive) if _is_api(scope) else receive, noting)
+            await self._app(scope, receive, noting)
         except Exception as problem:
             if started:
                 raise
             if isinstance(problem, BodyTooLarge):
-                answer = _too_large("more")
+                answer = _too_large("more", limits.body_bytes(scope["path"]))
+            elif isinstance(problem, BodyTooSlow):
+                answer = _too_slow(limits.seconds(scope["path"]))
             else:
                 log.exception("%s %s failed", scope["method"], scope["path"])
                 answer = _error(500, "internal", "the server failed at this request", "The server's log says why.")
             await answer(scope, receive, send)
 
-    async def _token_needed(self, policy: Policy, scope: Scope, headers: Headers) -> Response | None:
-        if scope["path"] in OPEN_PATHS or policy.knows(headers):
+    async def _not_allowed(self, policy: Policy, scope: Scope, headers: Headers) -> Response | None:
+        wanted = needed("WEBSOCKET" if scope["type"] == "websocket" else scope["method"], scope["path"])
+        if wanted is None:
             return None
-        if "authorization" in headers or _session_cookie(headers) is not None:
+        who = policy.authenticator.identify(headers)
+        if who is None:
+            return await self._unknown(policy, scope, headers)
+        if wait := self._too_often(policy.limits, scope, who):
+            return _busy(f"more than {policy.limits.requests_per_minute} requests a minute with one token", wait)
+        if not who.may(wanted):
+            step = f"Ask with a token, or as somebody, that has the scope {wanted!r} ([access] in the settings)."
+            return _error(403, "authentication", f"{who.name} may not do this: it needs the scope {wanted!r}", step)
+        scope[KEY] = who
+        return None
+
+    def _too_often(self, limits: Limits, scope: Scope, who: Identity) -> float:
+        """Seconds until this token may ask again; 0 where it may now."""
+        counts = who.token_id is not None and _is_counted(scope)
+        return self._counted(limits)[0].take(f"token {who.token_id}") if counts else 0.0
+
+    async def _unknown(self, policy: Policy, scope: Scope, headers: Headers) -> Response:
+        if has_credentials(headers):
             await self._pause(self._wrong.seconds(scope))
         if scope["type"] == "http" and scope["method"] == "GET" and "text/html" in headers.get("accept", ""):
             target = quote(scope["path"] + (f"?{scope['query_string'].decode('latin-1')}" if scope["query_string"] else ""))
@@ -171,20 +211,48 @@ class Guard:
         )
 
     async def _sign_in(self, policy: Policy, scope: Scope, headers: Headers, receive: Receive) -> Response:
-        following = _local(parse_qs(scope["query_string"].decode("latin-1")).get("next", ["/"])[0])
-        if policy.token is None:
+        ways = policy.authenticator
+        following = local(parse_qs(scope["query_string"].decode("latin-1")).get("next", ["/"])[0])
+        if not ways.required:
             return RedirectResponse(following, status_code=303)
-        if scope["method"] != "POST":
-            return HTMLResponse(_sign_in_page(following, None), headers=NOT_KEPT)
-        given = parse_qs((await _body(receive, MAX_SIGN_IN_BYTES)).decode("utf-8", "replace")).get("token", [""])[0]
-        if not hmac.compare_digest(given.strip().encode(), policy.token.encode()):
+        if scope["path"] == SIGN_IN_OIDC and policy.oidc_url is not None:
+            return RedirectResponse(policy.oidc_url(), status_code=303, headers=NOT_KEPT)
+        has_oidc = policy.oidc_url is not None
+        if scope["method"] != "POST" or scope["path"] != SIGN_IN:
+            return HTMLResponse(page(following, None, token=ways.takes_tokens, oidc=has_oidc), headers=NOT_KEPT)
+        who = await self._shown(policy, receive)
+        if isinstance(who, Response):
+            return who
+        if who is None or not who.may("read"):
             await self._pause(self._wrong.seconds(scope))
-            problem = "That is not the token of this server (RAGDECK_TOKEN)."
-            return HTMLResponse(_sign_in_page(following, problem), status_code=401, headers=NOT_KEPT)
-        response = RedirectResponse(following, status_code=303, headers=NOT_KEPT)
-        secure = scope.get("scheme") == "https" or headers.get("x-forwarded-proto") == "https"
-        response.set_cookie(COOKIE, policy.session(), SESSION_SECONDS, httponly=True, samesite="strict", secure=secure)
-        return response
+            problem = WRONG if who is None else "This token may not read, and pages are for reading."
+            body = page(following, problem, token=ways.takes_tokens, oidc=has_oidc)
+            return HTMLResponse(body, status_code=401, headers=NOT_KEPT)
+        return _signed_in(ways, who, following, _is_https(scope, headers))
+
+    async def _shown(self, policy: Policy, receive: Receive) -> Identity | Response | None:
+        try:
+            body = await _body(limited(receive, MAX_SIGN_IN_BYTES, policy.limits.body_seconds), MAX_SIGN_IN_BYTES)
+        except BodyTooLarge:
+            return _too_large("more", MAX_SIGN_IN_BYTES)
+        except BodyTooSlow:
+            return _too_slow(policy.limits.body_seconds)
+        given = parse_qs(body.decode("utf-8", "replace")).get("token", [""])[0].strip()
+        return policy.authenticator.by_token(given) if given else None
+
+
+WRONG = "That is not the token of this server (RAGDECK_TOKEN), nor an API token that is in force."
+
+
+def _signed_in(ways: Authenticator, who: Identity, following: str, secure: bool) -> Response:
+    try:
+        value = ways.session(who)
+    except RagError as problem:
+        return _error(503, "internal", problem.message, problem.next_step)
+    response = RedirectResponse(following, status_code=303, headers=NOT_KEPT)
+    seconds = SESSION_SECONDS if who.token_id is None else int(TOKEN_SESSION_SECONDS)
+    response.set_cookie(COOKIE, value, seconds, httponly=True, samesite="strict", secure=secure)
+    return response
 
 
 class WrongTokens:
@@ -229,7 +297,7 @@ def _refusal(policy: Policy, scope: Scope, headers: Headers) -> Response | None:
         foreign = ["another site"]
     if foreign and (scope["type"] == "websocket" or method not in SAFE_METHODS):
         return _error(403, "authentication", f"refused: the request comes from {foreign[0]}", "Add it to server.allowed_origins.")
-    return _body_refusal(headers) if method not in SAFE_METHODS and _is_api(scope) else None
+    return _body_refusal(policy.limits, scope, headers) if scope["type"] == "http" else None
 
 
 async def _deny(answer: Response, scope: Scope, receive: Receive, send: Send) -> None:
@@ -243,6 +311,15 @@ async def _deny(answer: Response, scope: Scope, receive: Receive, send: Send) ->
 
 def _is_api(scope: Scope) -> bool:
     return str(scope["path"]).startswith("/api/")
+
+
+def _is_counted(scope: Scope) -> bool:
+    """Our own routes, where a request is work, and the door. A page is a hundred small files that are served from memory."""
+    return str(scope["path"]).startswith(("/api/v1/", "/v1/", "/metrics", SIGN_IN, "/auth/login", "/oauth2callback"))
+
+
+def _is_https(scope: Scope, headers: Headers) -> bool:
+    return scope.get("scheme") in ("https", "wss") or headers.get("x-forwarded-proto") == "https"
 
 
 def _is_address(host: str) -> bool:
@@ -277,48 +354,31 @@ def _shared_with(policy: Policy, headers: Headers) -> str | None:
     return origin if origin is not None and origin.lower() in policy.allowed_origins else None
 
 
-def _session_cookie(headers: Headers) -> str | None:
-    """Read leniently: cookies of other servers on this host come too, and one that is odd must not hide ours."""
-    return cookie_parser("; ".join(headers.getlist("cookie"))).get(COOKIE)
-
-
-def _local(target: str) -> str:
-    """A path on this server, never another site."""
-    return target if target.startswith("/") and not target.startswith(("//", "/\\")) else "/"
-
-
-def _body_refusal(headers: Headers) -> Response | None:
-    length = headers.get("content-length")
-    if length is not None and length.isdigit() and int(length) > MAX_API_BYTES:
-        return _too_large(f"{int(length):,}")
+def _body_refusal(limits: Limits, scope: Scope, headers: Headers) -> Response | None:
+    length, most = headers.get("content-length"), limits.body_bytes(scope["path"])
+    if length is not None and length.isdigit() and int(length) > most:
+        return _too_large(f"{int(length):,}", most)
     has_body = length not in (None, "0") or "transfer-encoding" in headers
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if has_body and kind != "application/json":
+    if has_body and kind != "application/json" and scope["method"] not in SAFE_METHODS and _is_api(scope):
         return _error(415, "bad_input", f"content type {kind or 'none'!r} is not taken", "Send `Content-Type: application/json`.")
     return None
 
 
-def _too_large(size: str) -> Response:
-    return _error(413, "bad_input", f"the body has {size} bytes; at most {MAX_API_BYTES:,} are taken", "Send less text.")
+# Closed after the answer: otherwise the server would read the rest of the body, to find the next request behind it
+CLOSING = {"connection": "close"}
 
 
-class BodyTooLarge(Exception):
-    """A body without a length grew past the limit."""
+def _too_large(size: str, most: int) -> Response:
+    return _error(413, "bad_input", f"the body has {size} bytes; at most {most:,} are taken", "Send less.", CLOSING)
 
 
-def _limited(receive: Receive) -> Receive:
-    """Counts a chunked body, which states no length."""
-    seen = 0
+def _too_slow(seconds: float) -> Response:
+    return _error(408, "timeout", f"the body did not come within {seconds:g} s", "Send it faster, or less.", CLOSING)
 
-    async def counted() -> Message:
-        nonlocal seen
-        message = await receive()
-        seen += len(message.get("body", b""))
-        if seen > MAX_API_BYTES:
-            raise BodyTooLarge
-        return message
 
-    return counted
+def _busy(message: str, wait_seconds: float) -> Response:
+    return _error(429, "overloaded", message, "Wait as long as Retry-After says.", {"retry-after": retry_after(wait_seconds)})
 
 
 async def _body(receive: Receive, limit: int) -> bytes:
@@ -331,32 +391,5 @@ async def _body(receive: Receive, limit: int) -> bytes:
     return body[:limit]
 
 
-def _with_headers(send: Send, shared_with: str | None) -> Send:
-    async def sender(message: Message) -> None:
-        if message["type"] in ("http.response.start", "websocket.http.response.start"):
-            message.setdefault("headers", [])
-            headers = MutableHeaders(scope=message)
-            for name, value in SECURITY_HEADERS.items():
-                headers.setdefault(name, value)
-            if shared_with:
-                headers["access-control-allow-origin"] = shared_with
-                headers.add_vary_header("Origin")
-        await send(message)
-
-    return sender
-
-
 def _error(status: int, kind: str, message: str, next_step: str, headers: dict[str, str] | None = None) -> Response:
     return JSONResponse({"error": {"kind": kind, "message": message, "next_step": next_step}}, status, headers)
-
-
-def _sign_in_page(following: str, problem: str | None) -> str:
-    said = f'<p role="alert">{html.escape(problem)}</p>' if problem else ""
-    action = html.escape(f"{SIGN_IN}?next={quote(following)}", quote=True)
-    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>RAG Deck · Sign in</title><link rel="icon" href="data:,"><style>
-:root{{color-scheme:light dark}}body{{font:16px system-ui,sans-serif;max-width:22rem;margin:18vh auto;padding:0 1rem}}
-input,button{{font:inherit;width:100%;padding:.6rem;margin:.3rem 0;box-sizing:border-box}}[role=alert]{{color:#c2410c}}
-</style><h1>RAG Deck</h1><form method="post" action="{action}"><label>Token of this server
-<input name="token" type="password" autocomplete="current-password" autofocus required></label>{said}
-<button>Sign in</button></form></html>"""

@@ -23,6 +23,7 @@ from gpu_server.errors import EngineError
 from gpu_server.interfaces import ChatModel, Embedder, ModelInfo, Reranker
 from gpu_server.model_pool import ModelPool
 from gpu_server.probes import Probe, probe_embedder, probe_reranker
+from gpu_server.redaction import shown_address
 from gpu_server.score_stores import ScoreStore, score_store
 from rag.chat import OpenAIChat
 from rag.errors import RagError
@@ -310,7 +311,7 @@ def llm_sentence(settings: Settings, chat: ChatModel | None) -> str:
     if settings.llm.local_model:
         return f"Answers come from {settings.llm.local_model}, run in this process."
     if chat is not None and settings.llm.base_url:
-        return f"Answers come from {settings.llm.model or 'the first model'} at {settings.llm.base_url}."
+        return f"Answers come from {settings.llm.model or 'the first model'} at {shown_address(settings.llm.base_url)}."
     return "No language model is configured: answers quote the best sentences. Set VLLM_BASE_URL to have them written."
 
 

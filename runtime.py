@@ -55,6 +55,7 @@ DAY_SECONDS = 86_400.0
 MEND_SECONDS = 5.0
 STARTING_SECONDS = 20.0
 LONGEST_MEND_SECONDS = 300.0
+FAILED_SECONDS = 5.0  # how long settings with which nothing could be built are not tried again
 ROOT = Path(__file__).parent
 SAMPLES = ROOT / "samples" / "field-guide"
 
@@ -102,6 +103,7 @@ class Runtime:
         self.settings = settings
         self.url = url
         _export_offline(settings)
+        self.deployment = Deployment(settings, url)  # before anything is opened: entries that cannot be end it here
         self.jobs = Jobs(limits=_limits(settings))
         self.traces = TraceStore(settings.data_dir / "traces.db", capture_content=settings.traces.capture_content)
         self.hyde_history = HydeHistory(self.traces.path)
@@ -115,7 +117,6 @@ class Runtime:
         self.library = Library(
             settings, self.store, self.models.embedder, self.jobs, SAMPLES, readers=models.document_readers(settings)
         )
-        self.deployment = Deployment(settings, url)
         self._answer_cache = AnswerCache(settings, self.store, self.models)
         self.investigation = Investigation(settings, self.traces, self.deployment.sweep)
         self._warm = threading.Event()
@@ -436,12 +437,27 @@ _building = threading.Lock()
 
 
 def get(url: str | None = None) -> Runtime:
-    """The process's runtime, built from the settings at the first call. Raises SettingsError, RagError."""
+    """The process's runtime, built from the settings at the first call. Raises SettingsError, RagError.
+
+    Every request asks, also those without a token: what could not be built is not tried again at each of them, since a try
+    opens files and connections.
+    """
     global _current
     with _building:
         if _current is None:
-            _current = Runtime(load(), url)
+            _current = _built(load(), url)
         return _current
+
+
+def _built(settings: Settings, url: str | None) -> Runtime:
+    global _failed
+    if _failed is not None and _failed[0] == settings and time.monotonic() - _failed[1] < FAILED_SECONDS:
+        raise _failed[2].with_traceback(None)
+    try:
+        return Runtime(settings, url)
+    except Exception as problem:
+        _failed = settings, time.monotonic(), problem
+        raise
 
 
 def started(url: str | None = None) -> Runtime:

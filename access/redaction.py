@@ -64,7 +64,10 @@ def install(redact: Redactor, handlers: Iterable[logging.Handler] | None = None)
 
 
 def _handlers() -> list[logging.Handler]:
-    loggers = [logging.getLogger(), *(item for item in logging.Logger.manager.loggerDict.values() if isinstance(item, logging.Logger))]
+    loggers = [
+        logging.getLogger(),
+        *(item for item in logging.Logger.manager.loggerDict.values() if isinstance(item, logging.Logger)),
+    ]
     found = {id(handler): handler for logger in loggers for handler in logger.handlers}
     if logging.lastResort is not None:
         found[id(logging.lastResort)] = logging.lastResort

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Literal, NamedTuple, get_args
 
 Scope = Literal["read", "ask", "operate"]
@@ -80,7 +80,7 @@ def needed(method: str, path: str) -> Scope | None:
     return "read" if method == "GET" else "operate"
 
 
-@lru_cache(maxsize=None)
+@cache
 def _pattern(path: str) -> re.Pattern[str]:
     return re.compile(re.sub(r"\\\{(\w+)\\\}", lambda found: ".+" if found[1] == "rest" else "[^/]+", re.escape(path)))
 

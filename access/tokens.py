@@ -78,9 +78,7 @@ class TokenStore:
 
     # 1) making and ending
 
-    def create(
-        self, name: str, scopes: object, *, created_by: str, expires_in_seconds: float | None = None
-    ) -> tuple[str, Token]:
+    def create(self, name: str, scopes: object, *, created_by: str, expires_in_seconds: float | None = None) -> tuple[str, Token]:
         """(the secret, which is shown once and kept nowhere, the token). Raises RagError bad_input, internal."""
         try:
             allowed = checked(scopes)
@@ -106,9 +104,7 @@ class TokenStore:
         """From the next request on it is worth nothing, nor are its sessions. Raises RagError not_found, internal."""
         wanted = token_id.removeprefix(f"{PREFIX}_").partition("_")[0]
         with self._change() as db:
-            db.execute(
-                "UPDATE tokens SET revoked_at_unix = coalesce(revoked_at_unix, ?) WHERE id = ?", (self._clock(), wanted)
-            )
+            db.execute("UPDATE tokens SET revoked_at_unix = coalesce(revoked_at_unix, ?) WHERE id = ?", (self._clock(), wanted))
             db.execute("DELETE FROM sessions WHERE token_id = ?", (wanted,))
         found = next((token for token in self.all() if token.id == wanted), None)
         if found is None:

@@ -1,4 +1,4 @@
-"""Uploaded files before anything of them is stored: how many, how large, of which kind, and whether the content is of that kind."""
+"""Uploaded files before anything of them is stored: how many, how large, of which kind by name and by content."""
 
 from __future__ import annotations
 

@@ -15,6 +15,10 @@ from rag.errors import RagError
 
 COMMANDS = {
     "plan": "will these models fit on these GPUs, and with which flags",
+    "render": "every file of a deployment from one settings file",
+    "bundle": "pack everything for a machine without internet",
+    "install": "install such a bundle there",
+    "offline-check": "prove before the move that nothing calls out",
 }
 
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit, urlunsplit
 
+from gpu_server.redaction import masked, secrets_of, shown_address
+
 _LAST = re.compile(r"/(embed|embeddings|rerank|health|status|info|models)$")
 _VERSION = re.compile(r"/v\d\w*(/.*)?$")
 
@@ -40,8 +42,7 @@ class Endpoint:
     @property
     def shown(self) -> str:
         """The address without user, password and query."""
-        parts = urlsplit(self._base)
-        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+        return shown_address(self._base)
 
     @property
     def _base(self) -> str:
@@ -65,8 +66,5 @@ class Endpoint:
         return urlunsplit(parts._replace(path=parts.path + ("" if self.has_version else "/v1") + path))
 
     def redacted(self, text: str) -> str:
-        """`text` without the key and the headers' values: servers quote what they refuse."""
-        for secret in (self.api_key, *self.headers.values()):
-            if secret:
-                text = text.replace(secret, "***")
-        return text
+        """`text` without the key, the password and the headers' values: servers quote what they refuse."""
+        return masked(text, secrets_of(self.base_url.strip(), (self.api_key, *self.headers.values())))

@@ -124,7 +124,7 @@ class _Api:
 
     async def queries(self, request: Request) -> Response:
         """Stored queries, newest first; `limit` (100), `offset`, and the filters of the page Queries. Says the whole count."""
-        where, limit, offset = _filter(request.query_params)
+        where, limit, offset = query_filter(request.query_params)
         traces = (await self._runtime()).traces
         rows = await run_in_threadpool(lambda: traces.search(where, limit=limit, offset=offset))
         total = await run_in_threadpool(lambda: traces.count(where))
@@ -196,7 +196,7 @@ def _asked(body: Mapping[str, Any], defaults: Options) -> tuple[str, Options]:
     return question, replace(defaults, **changes)
 
 
-def _filter(given: Mapping[str, str]) -> tuple[QueryFilter, int, int]:
+def query_filter(given: Mapping[str, str]) -> tuple[QueryFilter, int, int]:
     """The filter, limit and offset. What is misspelt is refused: ignoring it would show the wrong queries."""
     if unknown := sorted(given.keys() - {*FILTERS, "limit", "offset"}):
         raise _bad(f"unknown parameter {unknown[0]!r}", f"Known: limit, offset, {', '.join(FILTERS)}.")

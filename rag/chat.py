@@ -12,12 +12,13 @@ import random
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any, TypeVar
 
 from gpu_server.interfaces import ChatRequest, Delta, ModelInfo, Timing
+from gpu_server.redaction import login, masked, secrets_of, shown_address, without_login
 from rag.errors import Kind, RagError
 
 T = TypeVar("T")
@@ -43,12 +44,17 @@ class OpenAIChat:
         """`retries`: further attempts while the server says that it is busy and no answer has begun."""
         import openai
 
-        self.address = base_url(address)
+        base = base_url(address)
+        self.address, self._secrets = shown_address(base), secrets_of(base, (api_key,))
         self._model = model
         self._retries = retries
         self._thinking_switch = True
         self._client = openai.AsyncOpenAI(
-            base_url=self.address, api_key=api_key or "none", max_retries=0, timeout=_timeouts(timeout)
+            base_url=without_login(base),
+            api_key=api_key or "none",
+            max_retries=0,
+            timeout=_timeouts(timeout),
+            http_client=openai.DefaultAsyncHttpxClient(auth=login(base)),  # in the address, logs of requests would have it
         )
 
     @property
@@ -64,7 +70,7 @@ class OpenAIChat:
 
     async def _find_model(self) -> str:
         if self._model is None:
-            with mapped(self.address):
+            with mapped(self.address, self._secrets):
                 listed = (await _fresh(self._list)).data
             if not listed:
                 raise RagError(
@@ -85,7 +91,7 @@ class OpenAIChat:
         tries = _Tries()
         pump = _Pump(lambda: self._open_patiently(request, tries), request.timeout)
         try:
-            with mapped(self.address):
+            with mapped(self.address, self._secrets):
                 for chunk in pump.chunks():
                     if chunk is not None and tries.errors and not answered:
                         yield Delta(timing=tries.timing())
@@ -109,7 +115,7 @@ class OpenAIChat:
                 pause = _pause(problem, len(tries.errors))
                 if problem.status_code not in BUSY or len(tries.errors) >= self._retries or pause > request.timeout:
                     raise
-                tries.errors.append(f"{problem.status_code}: {_said(problem)}"[:200])
+                tries.errors.append(masked(f"{problem.status_code}: {_said(problem)}"[:200], self._secrets))
                 await asyncio.sleep(pause)
             else:
                 tries.waited = tried - started
@@ -254,10 +260,10 @@ def _deltas(chunk: Any) -> Iterator[Delta]:
 
 
 class mapped:
-    """Turns the errors of openai and httpx into RagErrors that name the address and what to check."""
+    """Turns the errors of openai and httpx into RagErrors that name the address and what to check, without `secrets`."""
 
-    def __init__(self, address: str) -> None:
-        self._address = address
+    def __init__(self, address: str, secrets: Sequence[str] = ()) -> None:
+        self._address, self._secrets = address, secrets
 
     def __enter__(self) -> None:
         return None
@@ -266,7 +272,8 @@ class mapped:
         if problem is None or not isinstance(problem, Exception) or isinstance(problem, RagError):
             return
         found, message, next_step = _diagnose(problem)
-        raise RagError(message, kind=found, address=self._address, next_step=next_step) from problem
+        problem.args = tuple(masked(str(part), self._secrets) for part in problem.args)  # a log may print where it came from
+        raise RagError(masked(message, self._secrets), kind=found, address=self._address, next_step=next_step) from problem
 
 
 def _diagnose(problem: Exception) -> tuple[Kind, str, str]:

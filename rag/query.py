@@ -180,8 +180,10 @@ class _Run:
         self.control.check()
         yield self.stages.started("cache")
         with self.stages.span("cache", "look for an equal question") as note:
+            began = self.stages.elapsed()
             found = self.cached.look(self.control.check)
             note.where, note.timing = "in-process", Timing(queue=found.waited_seconds)
+            note.compute = self.stages.elapsed() - began
             note.facts |= {"waited_seconds": found.waited_seconds or None, **_of_hit(found)}
         self.stages.cache_said(found.hit is not None, found.reason)
         yield self.stages.finished("cache")
@@ -190,8 +192,9 @@ class _Run:
         """Once the question is embedded, for its own search in any case."""
         yield self.stages.started("cache")
         with self.stages.span("cache", "look for a question like it") as note:
+            began = self.stages.elapsed()
             found = self.cached.look_alike(self.vector)
-            note.where = "in-process"
+            note.where, note.compute = "in-process", self.stages.elapsed() - began
             near_equal = self.cached.near_equal() or None
             note.facts |= {"candidates": len(found.candidates), "near_equal": near_equal, **_of_hit(found)}
         self.stages.cache_said(found.hit is not None, found.reason)

@@ -64,6 +64,8 @@ def _default(row: Row) -> str:
         return "below"
     if row.default in ((), {}):
         return "none"
+    if isinstance(row.default, tuple):
+        return ", ".join(f"`{item}`" for item in row.default)
     return f"`{str(row.default).lower() if isinstance(row.default, bool) else row.default}`"
 
 
@@ -102,7 +104,8 @@ def example_toml() -> str:
             # A mapping without its required keys is an error, so its header stays a comment too.
             parts.append(f"\n{'# ' if table == 'milvus.mapping' else ''}[{table}]\n")
         value = "" if row.default in (None, "required") else list(row.default) if isinstance(row.default, tuple) else row.default
-        parts.append(f"# {row.meaning}\n# {tomli_w.dumps({name: value})}")
+        line = tomli_w.dumps({name: value}).replace("[\n    ", "[").replace(",\n    ", ", ").replace(",\n]", "]")  # a comment is one line
+        parts.append(f"# {row.meaning}\n# {line}")
     return "".join([*parts, WATCHED])
 
 

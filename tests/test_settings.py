@@ -30,6 +30,8 @@ from settings import MERGED, SECRETS, Settings, SettingsError, load, reference, 
 REPO = Path(settings_module.__file__).parent
 SECRET_VALUES = {
     "server.token": ("RAGDECK_TOKEN", "hunter2-server"),
+    "access.oidc.client_secret": ("RAGDECK_OIDC_CLIENT_SECRET", "hunter2-oidc-client"),
+    "access.proxy.secret": ("RAGDECK_PROXY_SECRET", "hunter2-proxy-secret"),
     "milvus.token": ("MILVUS_TOKEN", "root:hunter2-milvus"),
     "gpu_server.token": ("GPU_SERVER_TOKEN", "hunter2-gpu"),
     "embeddings.api_key": ("EMBEDDING_API_KEY", "sk-hunter2-embeddings"),
@@ -40,6 +42,8 @@ SECRET_VALUES = {
     "redis.url": ("REDIS_URL", "redis://:hunter2-redis@10.0.0.7:6379/0"),
 }
 URLS = {
+    "access.oidc.metadata_url": "RAGDECK_OIDC_METADATA_URL",
+    "access.oidc.redirect_uri": "RAGDECK_OIDC_REDIRECT_URI",
     "milvus.uri": "MILVUS_URI",
     "gpu_server.url": "GPU_SERVER_URL",
     "embeddings.base_url": "EMBEDDING_BASE_URL",
@@ -414,7 +418,7 @@ def test_secrets_show_nowhere(with_secrets: Settings, caplog: pytest.LogCaptureF
 @pytest.mark.parametrize("key", sorted(SECRET_VALUES))
 @pytest.mark.parametrize("source", ["environment", "env", "toml", "edited"])
 def test_a_refused_secret_is_not_quoted(tmp_path: Path, key: str, source: str) -> None:
-    bad, table, name = "hunter2-ü\u2028 ://@", *key.split(".")
+    bad, table, name = "hunter2-ü\u2028 ://@", *key.rpartition(".")[::2]
     write(tmp_path, toml="[server]\nport = 0\n")  # so that there is an error even where the secret is acceptable
     if source in ("toml", "edited"):
         write(tmp_path, **{source: f'[server]\nport = 0\n[{table}x]\n{name} = "{bad}"\n[{table}.y]\n{name} = "{bad}"\n'})

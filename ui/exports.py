@@ -20,7 +20,7 @@ def to_csv(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
     """RFC 4180 with a byte order mark, without which spreadsheets misread Hebrew; unknown is an empty cell."""
     out = io.StringIO()
     writer = csv.writer(out)
-    writer.writerow(heads)
+    writer.writerow([csv_cell(head) for head in heads])
     writer.writerows([["" if cell is None else csv_cell(cell) for cell in row] for row in rows])
     return out.getvalue().encode("utf-8-sig")
 

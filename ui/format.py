@@ -150,27 +150,34 @@ def query_url(query_id: str) -> str:
 
 
 def csv_cell(value: Any) -> Any:
-    """A spreadsheet runs a text that begins like a formula: such a text gets an apostrophe in front."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+    """A spreadsheet runs a text that begins like a formula, also after blanks or in full width: an apostrophe goes in front."""
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
 
+
+_FORMULA = re.compile(r"[\s\0\u200b\ufeff]*[=+\-@＝＋－＠]|[\t\r\n]")
 
 # ------------------------------------------------------------------------------------------------------------- markdown
 
 _FENCE = re.compile(r"(?ms)^ {0,3}(?P<ticks>`{3,})(?P<language>[^\n`]*)\n(?P<body>.*?)(?:^ {0,3}(?P=ticks)`*[ \t]*$|\Z)")
 _TICKS = re.compile(r"`+")
 _CITATION = re.compile(r"\[(\d{1,3}(?:\s*,\s*\d{1,3})*)\]")
+# Markdown makes links of these by itself, escaped or not. Trailing punctuation is the sentence's.
+_ADDRESS = re.compile(r"(?i)(?:https?://|www\.)[^\s`|]*[^\s`|.,;:!?'\")\]*_~]")
+_WORD_JOINER = "\u2060"
 _SPECIAL = re.compile(r"([$_~\\`\[\]]|:(?=[A-Za-z_+]))")
 
 
 def plain_markdown(text: str) -> str:
-    """Text that markdown shows as it is: every character that could mean something is escaped."""
+    """Text that markdown shows as it is: every character that could mean something is escaped, and addresses are no links."""
+    text = re.sub(r"(?i)(https?:|www)(?=//|\.)", rf"\1{_WORD_JOINER}", text)
     return re.sub(r"([\\`*_{}\[\]()#+\-.!$~:|<>&])", r"\\\1", text)
 
 
 def answer_markdown(text: str, cited: Collection[int] = ()) -> str:
     """A model's answer for `st.markdown`: its lists, tables, emphasis by `*` and code stay; nothing else gets a meaning.
 
-    No LaTeX (`$`), no HTML, no images or hidden links (both could carry data out), no Streamlit directives (`:red[…]`).
+    No LaTeX (`$`), no HTML, no images or links (both could carry data out), no Streamlit directives (`:red[…]`). Addresses
+    are shown as code, which is the only text that markdown makes no links of.
     `[1]` of a number in `cited` becomes a link to the element `passage-1`.
     """
     parts: list[str] = []
@@ -216,4 +223,13 @@ def _linked(text: str, cited: Collection[int]) -> str:
 
 
 def _neutral(text: str) -> str:
+    parts: list[str] = []
+    at = 0
+    for address in _ADDRESS.finditer(text):
+        parts += [_escaped(text[at : address.start()]), f"`{address.group()}`"]
+        at = address.end()
+    return "".join([*parts, _escaped(text[at:])])
+
+
+def _escaped(text: str) -> str:
     return _SPECIAL.sub(r"\\\1", text.replace("&", "&amp;").replace("<", "&lt;"))

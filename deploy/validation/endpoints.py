@@ -159,7 +159,7 @@ CHECKS = (
             lambda each: _scheme(each) in TLS_SCHEMES,
         ),
     ),
-    Check("E-4", "Endpoints", "Servers answer", "What listens is a server of the kind that the settings say.", _probe("liveness")),
+    Check("E-4", "Endpoints", "Servers answer", "What listens is the kind of server that the settings say.", _probe("liveness")),
     Check(
         "E-5", "Endpoints", "Services do their work", "Each answered a real small request correctly.", _probe("functional")
     ),

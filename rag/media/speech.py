@@ -14,6 +14,7 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from gpu_server.redaction import login, masked, secrets_of, shown_address, without_login
 from rag.chat import BUSY, CONNECT_SECONDS, FIRST_PAUSE_SECONDS, base_url
 from rag.errors import Kind, RagError
 from rag.loaders.media import Check, Segment, Transcript
@@ -70,7 +71,9 @@ class WhisperClient:
     def __init__(
         self, address: str, model: str | None, api_key: str | None, language: str | None, timeout_seconds: float, retries: int
     ) -> None:
-        self.address = f"{base_url(_ENDPOINT.sub('', address.strip()))}/audio/transcriptions"
+        url = f"{base_url(_ENDPOINT.sub('', address.strip()))}/audio/transcriptions"
+        self.address, self._url, self._login = shown_address(url), without_login(url), login(url)
+        self._secrets = secrets_of(url, (api_key,))
         self.language = code(language)
         self._said_language = language
         self._model, self._timeout_seconds, self._retries = model or DEFAULT_MODEL, timeout_seconds, retries
@@ -156,13 +159,13 @@ class WhisperClient:
         import httpx
 
         timeout = httpx.Timeout(self._timeout_seconds, connect=min(CONNECT_SECONDS, self._timeout_seconds))
-        async with httpx.AsyncClient(timeout=timeout, headers=self._headers) as client:
+        async with httpx.AsyncClient(timeout=timeout, headers=self._headers, auth=self._login) as client:
             for failed in range(self._retries + 1):
                 last = failed == self._retries
                 try:
                     async with asyncio.timeout(self._timeout_seconds):
                         files = {"file": (upload.name, upload.data, upload.type)}
-                        response = await client.post(self.address, data=fields, files=files)
+                        response = await client.post(self._url, data=fields, files=files)
                 except (httpx.RemoteProtocolError, httpx.ReadError) as problem:
                     if last:
                         raise self._broken(problem) from problem
@@ -188,7 +191,7 @@ class WhisperClient:
     # 3) errors
 
     def _refused(self, response: httpx.Response, fields: dict[str, str]) -> RagError:
-        status, said = response.status_code, _said(response)
+        status, said = response.status_code, masked(_said(response), self._secrets)
         low = said.lower()
         if status == 413 or status in (400, 422) and re.search(r"too (large|big|long)|maximum (content|file) size|exceeds", low):
             return _TooLarge(f"the server refused the recording as too large ({status}): {said}", address=self.address)
@@ -219,8 +222,9 @@ class WhisperClient:
             return RagError(
                 cause, kind="timeout", address=self.address, next_step="Look at its queue, or raise speech.timeout_seconds."
             )
+        said = masked(str(problem)[:300], self._secrets) or type(problem).__name__
         return RagError(
-            f"the connection to the speech server failed or broke off: {str(problem)[:300] or type(problem).__name__}",
+            f"the connection to the speech server failed or broke off: {said}",
             kind="connection",
             address=self.address,
             next_step="Check that the server at speech.base_url runs and was not restarted.",

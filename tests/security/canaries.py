@@ -63,7 +63,7 @@ def _layers(data: bytes) -> Iterator[bytes]:
             yield unpack(data)
         except (zlib.error, OSError, EOFError):
             continue
-    if data[:2] == b"PK":
+    if data[:2] == b"PK" and zipfile.is_zipfile(io.BytesIO(data)):
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             for name in archive.namelist():
                 yield name.encode() + b"\n" + archive.read(name)

@@ -1,19 +1,21 @@
 """A fake of every remote endpoint at once, and a bad one: its model writes PAYLOAD, its errors repeat the caller's credentials.
 
-Paths: `/llm` an OpenAI-compatible model (a question with REFUSE is refused), `/locked` refuses all, `/otlp` takes spans,
+Paths: `/llm` an OpenAI-compatible model (a question with REFUSE and a status is refused with it), `/locked` refuses all, `/otlp` takes spans,
 `/page` is an HTTP service whose answer is PAYLOAD.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from tests.security.payloads import PAYLOAD
 
-REFUSE = "zzrefusezz"
+SHOWN = ("authorization", "x-auth", "x-team", "api-key", "cookie")
+REFUSE = "zzrefuse"  # and the status to refuse with: `zzrefuse404`
 
 
 class HostileServer:
@@ -61,15 +63,20 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(500, PAYLOAD.encode(), "text/html")
         elif self.path.startswith("/llm") and self.path.endswith("/models"):
             self._send(200, json.dumps({"object": "list", "data": [{"id": "hostile", "object": "model"}]}).encode())
-        elif self.path.startswith("/llm") and REFUSE.encode() not in body and body:
-            self._stream()
+        elif self.path.startswith("/llm") and body:
+            wanted = re.findall(rf"{REFUSE}(\d+)".encode(), body)
+            if wanted:
+                self._refuse(int(wanted[-1]))
+            else:
+                self._stream()
         else:
-            self._refuse()
+            self._refuse(401)
 
-    def _refuse(self) -> None:
+    def _refuse(self, status: int) -> None:
         """As bad servers do: the error repeats what came, credentials first."""
-        said = f"Incorrect API key provided: {self.headers.get('authorization', 'none')}. {dict(self.headers)} {self.path} {PAYLOAD}"
-        self._send(401, json.dumps({"error": {"message": said, "type": said, "code": said}, "detail": said}).encode())
+        shown = {name.lower(): value for name, value in self.headers.items() if name.lower() in SHOWN} | {"path": self.path}
+        said = f"Incorrect API key provided: {shown} {PAYLOAD}"
+        self._send(status, json.dumps({"error": {"message": said, "type": said, "code": said}, "detail": said}).encode())
 
     def _stream(self) -> None:
         words = f"Quoted [1]. {PAYLOAD}\n\n# {PAYLOAD}\n\n```html\n{PAYLOAD}\n```\n\n| a |\n|---|\n| {PAYLOAD} |\n"

@@ -34,7 +34,7 @@ from tests.security.payloads import NAME, PAYLOAD
 ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 90.0
 QUESTION = f"What does the boiler manual say? {PAYLOAD}"
-REFUSED_QUESTION = f"{REFUSE} {PAYLOAD}"
+STATUSES = (400, 401, 403, 404, 413, 418, 422, 429, 500, 503)  # that the language model's server refuses with
 EXPERIMENT = "5" * 32
 # Secret settings by key; a test compares them with those that the settings know.
 SECRET_KEYS = (
@@ -80,6 +80,10 @@ class World:
     def ask(self, question: str, **options: Any) -> dict[str, Any]:
         answer: dict[str, Any] = self.call("POST", "/api/v1/ask", json={"query": question, **options}).json()
         return answer
+
+    def ask_refused(self, status: int) -> dict[str, Any]:
+        """A question that the language model's server refuses, repeating the credentials."""
+        return self.ask(f"boiler {REFUSE}{status} {PAYLOAD}", caches="bypass")
 
     def memory_bytes(self) -> int:
         """Resident memory of the dashboard's process."""
@@ -177,6 +181,7 @@ def _settings(
             "model": "hostile",
             "api_key": canary("llm.api_key"),
             "default_hyde": "off",
+            "retries": 0,
         },
         "ocr": {"base_url": _with_user(f"{remote.url}/locked/ocr", "ocr.base_url"), "model": "m", "api_key": canary("ocr.api_key")},
         "speech": {"base_url": _with_user(f"{remote.url}/locked/speech", "speech.base_url"), "api_key": canary("speech.api_key")},

@@ -70,8 +70,15 @@ def test_answer_keeps_structure_and_escapes_the_rest() -> None:
     )
     assert text == (
         "# T\n- *a* costs \\$5 to \\$6, `x_$1` and my\\_var \\~2 s &lt;b>x&lt;/b> \\:red\\[no\\] \\:smile: "
-        "!\\[i\\](http://e/x.png)"
+        "!\\[i\\](`http://e/x.png`)"
     )
+
+
+def test_addresses_are_shown_and_are_no_links() -> None:
+    assert f.answer_markdown("See https://e.example/a?b=[1], www.e.example. [1]", {1}) == (
+        "See `https://e.example/a?b=`[\\[1\\]](#passage-1), `www.e.example`. [\\[1\\]](#passage-1)"
+    )
+    assert f.plain_markdown("https://e www.e") == "https\\:\u2060//e www\u2060\\.e"
 
 
 def test_only_cited_numbers_become_links() -> None:

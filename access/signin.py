@@ -1,0 +1,36 @@
+"""The page on which a browser shows a token or goes to its sign-in. Plain HTML that needs nothing else of this server."""
+
+from __future__ import annotations
+
+import html
+from urllib.parse import quote
+
+SIGN_IN = "/signin"
+SIGN_IN_OIDC = "/signin/oidc"
+
+
+def local(target: str) -> str:
+    """A path on this server, never another site: browsers take a backslash for a slash and leave out tabs and line ends."""
+    plain = target.isprintable() and "\\" not in target
+    return target if plain and target.startswith("/") and not target.startswith("//") else "/"
+
+
+def page(following: str, problem: str | None, *, token: bool, oidc: bool) -> str:
+    said = f'<p role="alert">{html.escape(problem)}</p>' if problem else ""
+    action = html.escape(f"{SIGN_IN}?next={quote(following)}", quote=True)
+    focus = "" if oidc else "autofocus"
+    ways = [f'<p><a class="way" href="{SIGN_IN_OIDC}">Sign in with your account</a></p>' if oidc else ""]
+    if token:
+        ways.append(
+            f'<form method="post" action="{action}"><label>Token of this server\n'
+            f'<input name="token" type="password" autocomplete="current-password" {focus} required></label>'
+            f"<button>Sign in</button></form>"
+        )
+    if not token and not oidc:
+        ways.append("<p>People sign in at the proxy in front of this server. Come by its address.</p>")
+    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>RAG Deck · Sign in</title><link rel="icon" href="data:,"><style>
+:root{{color-scheme:light dark}}body{{font:16px system-ui,sans-serif;max-width:22rem;margin:18vh auto;padding:0 1rem}}
+input,button,.way{{font:inherit;width:100%;padding:.6rem;margin:.3rem 0;box-sizing:border-box}}[role=alert]{{color:#c2410c}}
+.way{{display:block;border:1px solid;border-radius:.3rem;text-align:center;text-decoration:none}}
+</style><h1>RAG Deck</h1>{said}{"".join(ways)}</html>"""

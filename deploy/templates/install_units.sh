@@ -1,0 +1,28 @@
+#!/bin/sh
+# Run as root on the machine, in this folder, after the program is in @INSTALL@ with its .venv. A second run changes nothing.
+set -eu
+cd "$(dirname "$0")"
+units='@UNITS@'
+
+install -d -m 0755 /etc/sysusers.d @CONFIG@
+install -m 0644 sysusers.conf /etc/sysusers.d/ragdeck.conf
+systemd-sysusers /etc/sysusers.d/ragdeck.conf
+install -d -m 0750 -o ragdeck -g ragdeck @DATA@
+for unit in $units; do
+    name=${unit#ragdeck-}
+    name=${name%.service}
+    if [ ! -f "@CONFIG@/$name.env" ]; then
+        install -m 0600 "$name.env.example" "@CONFIG@/$name.env"
+        echo "fill in @CONFIG@/$name.env and run this again" >&2
+        missing=1
+    fi
+    chmod 0600 "@CONFIG@/$name.env"
+    if [ -f "$name.toml" ]; then install -m 0644 "$name.toml" "@CONFIG@/$name.toml"; fi
+    install -m 0644 "$unit" "/etc/systemd/system/$unit"
+done
+systemctl daemon-reload
+[ -z "${missing:-}" ] || exit 1
+for unit in $units; do
+    systemctl enable "$unit"
+    systemctl restart "$unit"
+done

@@ -1,0 +1,165 @@
+"""R4's first and third issues: attention kernels that the installed vLLM lacks, and services that compete for GPU memory."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from collectors.readings import Gpu, GpuProcess
+from collectors.services import Service
+from deploy.validation.machines import EngineShare, MachineFacts
+from deploy.validation.offline import FAULTS, model_folder
+from deploy.validation.types import Check, Item, Verdict, failed, passed, skipped, warning
+from deploy.validation.world import World
+
+GIB = 2**30
+BUFFER_BYTES = 3e9  # R4's buffer on the A100 40 GB
+CONTEXT_RATIO = 0.95  # what is left for CUDA contexts beside the shares
+# Attention sinks (gpt-oss) came to vLLM with FlashAttention 3 kernels, which run on Hopper alone: 0.10.1: "Sinks are only supported
+# in FlashAttention 3" (vllm-project/vllm issue 22331). Ampere and others by Triton: pull request 22714, in 0.10.2.
+FIRST_WITH_SINKS = (0, 10, 1)
+FIRST_WITHOUT_FA3 = (0, 10, 2)
+SINK_TYPES = ("gpt_oss",)
+SINK_NAMES = re.compile(r"gpt[-_]?oss", re.IGNORECASE)
+HOPPER = re.compile(r"\b(GH200|H20|H100|H200|H800)\b")
+
+
+# 1) R4-1
+
+
+def attention(world: World) -> Verdict:
+    """R4-1: each language model's attention against what its vLLM version has for the GPUs there."""
+    probed = [(service, result) for service, result in world.probes("functional") if service.kind in ("openai-chat", "ocr")]
+    versions = {id(service): result.version for service, result in probed}
+    models = {id(service): (service.model, *(result.models or ())) for service, result in probed}
+    asked = [each for each in world.subject.services if each.kind in ("openai-chat", "ocr")]
+    if not asked:
+        return Verdict(reason="no language model is served over HTTP")
+    names = [gpu.name for facts in world.machines() if facts.gpus for gpu in facts.gpus.gpus or () if gpu.name]
+    items = [
+        judge_attention(service, models.get(id(service), (service.model,)), versions.get(id(service)), names) for service in asked
+    ]
+    return Verdict(tuple(items))
+
+
+def judge_attention(service: Service, models: Iterable[str | None], version: str | None, gpus: Sequence[str]) -> Item:
+    """One server: the models it serves or is asked for, its version as `/version` tells, the GPUs that are watched."""
+    needing = next((model for model in models if model and needs_sinks(model)), None)
+    if needing is None:
+        shown = ", ".join(sorted({model for model in models if model})) or "its model"
+        return passed(
+            service.name, f"{shown} needs no attention kernel beyond the usual ones, as far as its configuration is here"
+        )
+    numbers = version_numbers(version)
+    where = ", ".join(sorted(set(gpus))) or "unknown GPUs"
+    text = f"{needing} on vLLM {version or 'of unknown version'}, {where}"
+    if numbers is None:
+        return skipped(service.name, f"{needing} has attention sinks, and the server tells no version at /version")
+    if numbers < FIRST_WITH_SINKS:
+        cause = "The model's attention has sinks; this vLLM has no kernel for them at all, or only with FlashAttention 3."
+        return failed(service.name, text, cause, _SINK_CURE)
+    if numbers < FIRST_WITHOUT_FA3 and not (gpus and all(HOPPER.search(name) for name in gpus)):
+        cause = "The model needs FlashAttention 3, which this vLLM has for Hopper GPUs (H100, H200) alone."
+        return failed(service.name, text, cause, _SINK_CURE)
+    return passed(service.name, text)
+
+
+_SINK_CURE = (
+    "Update vLLM to 0.10.2 or later (Triton attention serves other GPUs too), or serve another model (Mistral-7B, Qwen3-8B). "
+    "--enforce-eager only switches CUDA graphs off: the kernel stays missing."
+)
+
+
+def version_numbers(version: str | None) -> tuple[int, ...] | None:
+    """`0.10.1.1+cu128` as (0, 10, 1, 1); a release candidate counts as its release. None for no version."""
+    match = re.match(r"v?(\d+(?:\.\d+)*)", version or "")
+    return tuple(int(part) for part in match[1].split(".")) if match else None
+
+
+def needs_sinks(model: str) -> bool:
+    """Whether a model's attention has sinks: by its configuration where a folder or the hub cache has it, else by its name."""
+    try:
+        folder = model_folder("llm", model)
+        config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8")) if folder else None
+    except (*FAULTS, ValueError):
+        config = None
+    if isinstance(config, dict):
+        return config.get("model_type") in SINK_TYPES or bool(config.get("attention_sinks"))
+    return bool(SINK_NAMES.search(Path(model).name))
+
+
+# 2) R4-3
+
+
+def gpu_memory(world: World) -> Verdict:
+    """R4-3: what the services on each GPU hold and ask for, against what the GPU has."""
+    items = [item for facts in world.machines() for item in _of_machine(facts)]
+    return Verdict(tuple(items), "" if items else "no watched machine has a GPU that can be read")
+
+
+def _of_machine(facts: MachineFacts) -> list[Item]:
+    gpus = facts.gpus.gpus if facts.gpus else None
+    if not gpus:
+        return []
+    items = shares(facts.name, facts.engines or (), len(gpus))
+    holders: dict[str, list[GpuProcess]] = defaultdict(list)
+    for process in (facts.gpus.processes if facts.gpus else None) or ():
+        holders[process.gpu_uuid].append(process)
+    return [*items, *(judge_gpu(facts.name, gpu, holders.get(gpu.uuid or "", [])) for gpu in gpus)]
+
+
+def shares(machine: str, engines: Sequence[EngineShare], gpus: int) -> list[Item]:
+    """The sum of `--gpu-memory-utilization` on a machine with one GPU; with several it is not known which shares meet."""
+    if not engines:
+        return []
+    told = " + ".join(f"{each.share_ratio:g}{' (default)' if each.default else ''}" for each in engines)
+    total, name = sum(each.share_ratio for each in engines), f"{machine}: vLLM's shares"
+    text = f"{told} = {total:.2f} of {'the GPU' if gpus == 1 else f'{gpus} GPUs'}"
+    if total <= CONTEXT_RATIO * gpus and max(each.share_ratio for each in engines) <= CONTEXT_RATIO:
+        return [passed(name, text)]
+    cause = "Each vLLM takes its share of the whole GPU at the start, whatever the others hold: the last one finds too little."
+    cure = (
+        "Give each --gpu-memory-utilization so that the sum leaves a buffer: `python -m deploy plan` writes them (page Capacity)."
+    )
+    return [failed(name, text, cause, cure)]
+
+
+def judge_gpu(machine: str, gpu: Gpu, holders: Sequence[GpuProcess]) -> Item:
+    """One GPU: free memory against the buffer, and who holds how much where several do."""
+    name = f"{machine}: GPU {gpu.index}"
+    if gpu.memory_total_bytes is None or gpu.memory_used_bytes is None:
+        return skipped(name, "its memory is not told (unified memory, or no permission)")
+    free = gpu.memory_total_bytes - gpu.memory_used_bytes
+    who = ", ".join(f"{each.name or each.pid} {_gib(each.memory_bytes)}" for each in holders) or "processes unknown"
+    text = f"{_gib(gpu.memory_used_bytes)} of {_gib(gpu.memory_total_bytes)} used, {_gib(free)} free; {who}"
+    if free >= BUFFER_BYTES:
+        return passed(name, text)
+    cure = "Lower --gpu-memory-utilization or the context of one, or move one to another GPU: `python -m deploy plan` says which fits."
+    if len(holders) > 1:
+        cause = (
+            f"{len(holders)} processes share this GPU and leave less than {BUFFER_BYTES / 1e9:.0f} GB: the next long prompt or \
+restart ends with out of memory."
+        )
+        return failed(name, text, cause, cure)
+    cause = f"Less than the buffer of {BUFFER_BYTES / 1e9:.0f} GB is left: a second service finds no room."
+    return warning(name, text, cause, cure)
+
+
+def _gib(value: float | None) -> str:
+    return "unknown" if value is None else f"{value / GIB:.1f} GiB"
+
+
+R4_1 = Check(
+    "R4-1",
+    "Reported issues",
+    "vLLM has the model's attention",
+    "No model waits for a kernel such as FlashAttention 3.",
+    attention,
+)
+R4_3 = Check(
+    "R4-3", "Reported issues", "Services leave each other GPU memory", "Restarts and long prompts find room.", gpu_memory
+)

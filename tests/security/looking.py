@@ -1,0 +1,89 @@
+"""What a browser must not have done after it has shown a hostile page. Knows no page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from playwright.sync_api import Browser, BrowserContext, Page
+
+from tests.browser.conftest import settled
+from tests.security.payloads import FOREIGN, MARK
+
+# Elements and attributes that only a payload that was taken for HTML or Markdown can have made.
+PLANTED = f"""() => [...document.querySelectorAll(
+  '[data-planted], [onerror], [onload], iframe[src*="{FOREIGN}"], a[href^="javascript:" i], [href*="{FOREIGN}"], [src*="{FOREIGN}"], meta[http-equiv]'
+)].map(node => node.outerHTML.slice(0, 300)).concat(window.__planted ? ['script ran: ' + window.__planted] : [])"""
+
+
+@dataclass
+class Watched:
+    """A page with what happened on it: dialogs, requests to other hosts, navigations elsewhere, refusals by the content policy."""
+
+    page: Page
+    origin: str
+    dialogs: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
+    violations: list[str] = field(default_factory=list)
+
+    def visit(self, path: str) -> str:
+        """Open it; returns the text that is shown in its main part."""
+        self.page.goto(self.origin + path)
+        settled(self.page)
+        self.unfold()
+        return self.page.get_by_test_id("stMain").inner_text()
+
+    def unfold(self) -> None:
+        """Open everything that is folded: what is not shown is not rendered."""
+        self.page.evaluate("document.querySelectorAll('[data-testid=stMain] details:not([open]) > summary').forEach(s => s.click())")
+        settled(self.page)
+
+    def harm(self) -> list[str]:
+        planted: list[str] = self.page.evaluate(PLANTED)
+        return [*self.dialogs, *self.foreign, *self.violations, *planted]
+
+
+@contextmanager
+def watched(context: BrowserContext, origin: str) -> Iterator[Watched]:
+    page = context.new_page()
+    page.set_default_timeout(30_000)
+    seen = Watched(page, origin)
+    host = urlsplit(origin).netloc
+
+    def request(url: str) -> None:
+        if urlsplit(url).scheme in ("http", "https", "ws", "wss") and urlsplit(url).netloc != host:
+            seen.foreign.append(f"asked {url}")
+
+    def dialog(opened) -> None:
+        seen.dialogs.append(f"dialog {opened.message}")
+        opened.dismiss()
+
+    page.on("request", lambda asked: request(asked.url))
+    page.on("websocket", lambda opened: request(opened.url))
+    page.on("dialog", dialog)
+    page.on("popup", lambda other: seen.foreign.append(f"popup {other.url}"))
+    page.on("console", lambda said: seen.violations.append(said.text) if "VIOLATION" in said.text else None)
+    page.add_init_script("addEventListener('securitypolicyviolation', e => console.error('VIOLATION ' + e.blockedURI))")
+    yield seen
+    page.close()
+
+
+def signed_in(browser: Browser, origin: str, token: str) -> BrowserContext:
+    """A browser's context with the session that the sign-in gives."""
+    context = browser.new_context(viewport={"width": 1440, "height": 900})
+    page = context.new_page()
+    page.goto(origin)
+    page.get_by_label(re.compile("token", re.I)).fill(token)
+    page.get_by_role("button", name="Sign in", exact=True).click()
+    page.wait_for_url(lambda url: "signin" not in url)
+    settled(page)
+    page.close()
+    return context
+
+
+def shows(text: str) -> bool:
+    """Whether a planted text stands there as text, or the beginning of one that was cut."""
+    return MARK in text or "<img src=" in text
