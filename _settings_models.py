@@ -314,6 +314,9 @@ class Cache(Section):
     max_entries: int = setting(10_000, "Most answers kept; the ones unused for longest go first.", ge=1, le=10_000_000)
     dense: float | None = setting(None, "Least cosine of two questions; unset takes what was calibrated.", ge=0, le=1)
     agreement: float | None = setting(None, "Least agreement of their words; unset takes what was calibrated.", ge=0, le=1)
+    rerank: float | None = setting(
+        None, "Least raw score of the reranker for the two questions, in the worse direction; unset asks no reranker."
+    )
 
 
 class Traces(Section):

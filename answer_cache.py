@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gpu_server.errors import EngineError
-from gpu_server.interfaces import ModelInfo
+from gpu_server.interfaces import ModelInfo, RerankCandidate
 from models import Models
 from rag.cache.carry import Carrier
 from rag.cache.lexicon import LANGUAGES, lexicon
@@ -34,11 +34,13 @@ class AnswerCache:
             semantic=given.semantic,
             dense=given.dense,
             agreement=given.agreement,
+            rerank=given.rerank,
         )
         shared = not store.embedded and store.mapping is None
         index = MilvusIndex(store, _info_of(models)) if shared else None
         url = settings.redis.url.get_secret_value() if settings.redis.url else None
-        self.cache = open_cache(settings.data_dir, url, limits, index)
+        both_ways = _both_ways(models) if given.rerank is not None else None
+        self.cache = open_cache(settings.data_dir, url, limits, index, both_ways=both_ways)
         self._carrier = Carrier(self.cache, store, max(LEAST_CANDIDATES, settings.reranker.top_k))
         store.versions.on_change = self._carrier.changed
 
@@ -62,6 +64,14 @@ def _off(settings: Settings) -> str:
     if not settings.traces.capture_content:
         return "questions and answers are not kept (traces.capture_content)"
     return ""
+
+
+def _both_ways(models: Models) -> Callable[[str, str], float] | None:
+    """A reranker that reads the texts: one that goes by the scores of the routes has none of a question."""
+    reranker = models.reranker
+    if reranker is None or reranker.uses_route_scores:
+        return None
+    return lambda asked, cached: float(reranker.score(asked, [RerankCandidate(cached)]).values[0])
 
 
 def _info_of(models: Models) -> Callable[[], ModelInfo]:

@@ -433,6 +433,7 @@ class Runtime:
 
 
 _current: Runtime | None = None
+_failed: tuple[Settings, float, Exception] | None = None
 _building = threading.Lock()
 
 

@@ -16,6 +16,8 @@ from rag.errors import RagError
 COMMANDS = {
     "plan": "will these models fit on these GPUs, and with which flags",
     "render": "every file of a deployment from one settings file",
+    "validate": "does it work: every endpoint, model, store, machine and reported issue",
+    "rollback": "switch the reranker off or back to an earlier address, in one command",
     "bundle": "pack everything for a machine without internet",
     "install": "install such a bundle there",
     "offline-check": "prove before the move that nothing calls out",

@@ -1,4 +1,4 @@
-"""Every file of a deployment from one settings file. Exit codes: 0 ok, 1 --check found a difference or edited files, 2 wrong usage."""
+"""Every file of a deployment from one settings file. Exit codes: 0 ok, 1 differs (--check) or edited by hand, 2 wrong usage."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise RagError("--out is missing", kind="bad_input", next_step="Name the folder to write into, or to compare with.")
     made = rendered(site, arguments.target)
     if not made:
-        raise RagError(f"{site.source} asks for nothing of {arguments.target}", kind="bad_input", next_step=_reason(arguments.target))
+        raise RagError(
+            f"{site.source} asks for nothing of {arguments.target}", kind="bad_input", next_step=_reason(arguments.target)
+        )
     whole = arguments.target == "all"
     if arguments.check:
         found = files.compare(made, arguments.out, whole)

@@ -183,8 +183,11 @@ class SemanticCache:
         found, limits = self.book.thresholds(embedder), self.limits
         if limits.dense is not None:
             agreement = limits.agreement if limits.agreement is not None else found.agreement if found else 1.0
-            return Thresholds(embedder, limits.dense, agreement)
-        return found if found is None or limits.agreement is None else replace(found, agreement=limits.agreement)
+            return Thresholds(embedder, limits.dense, agreement, limits.rerank)
+        if found is None:
+            return None
+        agreement = found.agreement if limits.agreement is None else limits.agreement
+        return replace(found, agreement=agreement, rerank=found.rerank if limits.rerank is None else limits.rerank)
 
     def test(self, asked: str, cached: str, embedder: str, vectors: Sequence[Vector] | None = None) -> Candidate:
         """The verdict on two questions, with every guard's word, whatever is stored. `vectors` are theirs, in this order."""

@@ -10,13 +10,25 @@ import streamlit as st
 import runtime
 from collectors.history import Point
 from rag.trace_rows import QueryFilter, QueryRow
-from ui import trend
+from ui import trend, viewer
 
 
 @st.cache_resource(show_spinner=False, validate=lambda running: not running.stopped)
-def the_runtime() -> runtime.Runtime:
-    """The process's runtime and with it the model pool; a stopped one is replaced."""
+def _running() -> runtime.Runtime:
     return runtime.started()
+
+
+class _TheRuntime:
+    """The process's runtime and with it the model pool; a stopped one is replaced. As this page's viewer may use it."""
+
+    def __call__(self) -> runtime.Runtime:
+        return viewer.guarded(_running())
+
+    def clear(self) -> None:
+        _running.clear()
+
+
+the_runtime = _TheRuntime()
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)

@@ -15,14 +15,25 @@ from deploy.render.site import Site
 
 ANSWER_TOKENS, PROMPT_TOKENS, PASSAGE_TOKENS = 512, 1024, 6000
 KINDS = {
-    **{"dashboard": "http", "api": "http", "gpu-server": "gpu_server", "llm": "openai-chat", "embedding": "openai-embeddings"},
-    **{"ocr": "ocr", "whisper": "whisper", "milvus": "milvus", "redis": "tcp", "postgres": "tcp"},
+    "dashboard": "http",
+    "api": "http",
+    "gpu-server": "gpu_server",
+    "llm": "openai-chat",
+    "embedding": "openai-embeddings",
+    "ocr": "ocr",
+    "whisper": "whisper",
+    "milvus": "milvus",
+    "redis": "tcp",
+    "postgres": "tcp",
 }
 HEALTH = {"dashboard": "/api/health", "api": "/api/health"}
 # The variable under which our programs take each service's key.
 KEY_VARIABLES = {
-    **{"gpu-server": "GPU_SERVER_TOKEN", "llm": "VLLM_API_KEY", "embedding": "EMBEDDING_API_KEY"},
-    **{"ocr": "OCR_API_KEY", "whisper": "WHISPER_API_KEY"},
+    "gpu-server": "GPU_SERVER_TOKEN",
+    "llm": "VLLM_API_KEY",
+    "embedding": "EMBEDDING_API_KEY",
+    "ocr": "OCR_API_KEY",
+    "whisper": "WHISPER_API_KEY",
 }
 
 

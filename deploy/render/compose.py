@@ -45,7 +45,9 @@ def files(site: Site) -> Iterator[File]:
 
 def _secrets(site: Site, here: tuple[Service, ...]) -> str:
     names = sorted({name for each in here for name in apps.secrets(site, each).values()} | _redis_password(site, here))
-    head = "# Copy to secrets.env (mode 0600), fill in (openssl rand -hex 32), then: docker compose --env-file secrets.env up -d\n"
+    head = (
+        "# Copy to secrets.env (mode 0600), fill in (openssl rand -hex 32), then: docker compose --env-file secrets.env up -d\n"
+    )
     return head + "".join(f"{name}=\n" for name in names)
 
 
@@ -58,7 +60,7 @@ def composed(site: Site, host: Host) -> dict[str, Any]:
     """The compose file as data."""
     here = site.on(host.name, "compose")
     volumes = [name for each in here for name in _volumes(site, each)]
-    found: dict[str, Any] = {"name": site.deployment.name, "services": {each.name: _service(site, each) for each in here}}
+    found: dict[str, Any] = {"services": {each.name: _service(site, each) for each in here}}
     return found | ({"volumes": {name: {} for name in dict.fromkeys(volumes)}} if volumes else {})
 
 
@@ -96,7 +98,13 @@ def _how(site: Site, service: Service) -> dict[str, Any]:
     if service.role == "milvus":
         return {"command": ["milvus", "run", "standalone"]}
     if service.role == "redis":
-        return {"command": ["sh", "-c", f'exec redis-server --port {service.listens_on} --requirepass "$$REDIS_PASSWORD" --appendonly yes']}
+        return {
+            "command": [
+                "sh",
+                "-c",
+                f'exec redis-server --port {service.listens_on} --requirepass "$$REDIS_PASSWORD" --appendonly yes',
+            ]
+        }
     return {"command": ["postgres", "-p", str(service.listens_on)]}
 
 
@@ -130,7 +138,13 @@ def _mounts(site: Site, service: Service) -> list[str]:
 
 def _volumes(site: Site, service: Service) -> dict[str, str]:
     """Named volume -> where. The models' cache is one only where models are not in the images."""
-    places = {"milvus": "/var/lib/milvus", "redis": "/data", "postgres": "/var/lib/postgresql/data", "dashboard": DATA, "api": DATA}
+    places = {
+        "milvus": "/var/lib/milvus",
+        "redis": "/data",
+        "postgres": "/var/lib/postgresql/data",
+        "dashboard": DATA,
+        "api": DATA,
+    }
     if service.role in places:
         return {f"{service.name}-data": places[service.role]}
     return {f"{service.name}-models": "/opt/models"} if site.hub_models(service) and not site.deployment.offline else {}
@@ -159,7 +173,11 @@ def _waits(site: Site, service: Service) -> dict[str, Any]:
     if service.role in APPS:
         wanted = [each for each in here if each.role not in APPS and each.role != "postgres"]
         return {each.name: {"condition": _condition(service, each)} for each in wanted}
-    before = [each for each in site.on(service.host, "compose") if each.role in VLLM and set(_gpus(site, each)) & set(_gpus(site, service))]
+    before = [
+        each
+        for each in site.on(service.host, "compose")
+        if each.role in VLLM and set(_gpus(site, each)) & set(_gpus(site, service))
+    ]
     place = before.index(service) if service in before else len(before)
     return {before[place - 1].name: {"condition": "service_healthy"}} if place else {}
 

@@ -1,4 +1,4 @@
-"""Docker files and the script that builds them. Images of ours run as user 10001 and are healthy when their models have answered."""
+"""Docker files and the script that builds them. Images run as user 10001 and are healthy when their models have answered."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ def dockerfile(site: Site, service: Service) -> str:
 def _built(site: Site, service: Service) -> str:
     words = ["image", service.name, dockerfile(site, service), image(site, service)]
     models = " ".join(site.hub_models(service)) if site.deployment.offline else ""
-    if service.role in APPS and not (site.role("gpu-server") or site.role("embedding")):
-        words += ["--build-arg", "REQUIREMENTS=requirements.txt"]
-    elif service.role == "gpu-server" and not site.placed(service):
+    remote = site.role("gpu-server") or site.role("embedding")
+    own_models = not remote if service.role in APPS else service.role == "gpu-server" and not site.placed(service)
+    if own_models:
         words += ["--build-arg", "REQUIREMENTS=requirements.txt"]
     if models:
         words += ["--build-arg", f"MODELS={models}"]

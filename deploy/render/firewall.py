@@ -1,4 +1,4 @@
-"""Firewall rules of each machine, for named sources only: scripts for ufw (with Docker's ports, which ufw does not see) and gcloud.
+"""Firewall rules of each machine, for named sources only: scripts for ufw (and Docker's ports, unseen by ufw) and gcloud.
 
 Everything else is denied. A second run changes nothing; what the settings no longer name is taken away.
 """
@@ -56,7 +56,8 @@ def _published(site: Site, host: Host) -> list[int]:
 
 
 def _ufw(site: Site, host: Host) -> str:
-    plain, container = [], []
+    plain: list[str] = []
+    container: list[str] = []
     for opening in openings(site, host):
         for client in opening.clients:
             network = client.cidr.removesuffix("/32").removesuffix("/128")  # as ufw writes one address

@@ -1,4 +1,4 @@
-"""A Kustomize folder a cluster: namespace, deployments with whole GPUs, probes, budgets, scaling by queue length, network policies.
+"""A Kustomize folder a cluster: namespace, deployments with whole GPUs, probes, budgets, scaling by queues, network policies.
 
 Milvus and Redis come from their own operators: only their resources are here. Secrets are named, never made.
 """
@@ -135,7 +135,10 @@ def _deployment(site: Site, service: Service) -> dict[str, Any]:
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": END_SECONDS.get(service.role, 60),
         "securityContext": {
-            **{"runAsNonRoot": True, "runAsUser": docker.USER, "runAsGroup": docker.USER, "fsGroup": docker.USER},
+            "runAsNonRoot": True,
+            "runAsUser": docker.USER,
+            "runAsGroup": docker.USER,
+            "fsGroup": docker.USER,
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
@@ -150,9 +153,16 @@ def _deployment(site: Site, service: Service) -> dict[str, Any]:
     spec: dict[str, Any] = {} if service.most_replicas > service.replicas else {"replicas": service.replicas}
     # An app has one disk, and a GPU that is full has no room for a second pod beside the first.
     lone = service.role in APPS or service.most_replicas == 1
-    spec["strategy"] = {"type": "Recreate"} if lone else {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}
+    spec["strategy"] = (
+        {"type": "Recreate"} if lone else {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}
+    )
     spec |= {"selector": {"matchLabels": labels(service)}, "template": {"metadata": {"labels": labels(service)}, "spec": pod}}
-    return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": service.name, "labels": labels(service)}, "spec": spec}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": service.name, "labels": labels(service)},
+        "spec": spec,
+    }
 
 
 def _container(site: Site, service: Service) -> dict[str, Any]:
@@ -172,7 +182,9 @@ def _container(site: Site, service: Service) -> dict[str, Any]:
     found["resources"] = {"requests": {"cpu": CPU.get(service.role, "4"), "memory": least}, "limits": limits}
     found |= _probes(site, service)
     found["securityContext"] = {
-        **{"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
     }
     found["volumeMounts"] = _mounts(site, service)
     return found
@@ -187,9 +199,7 @@ def _environment(site: Site, service: Service) -> list[dict[str, Any]]:
     if redis and redis.token and service.role in APPS:
         secret["REDIS_PASSWORD"] = redis.token
     found: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in plain.items()]
-    found += [
-        {"name": name, "valueFrom": {"secretKeyRef": {"name": SECRET, "key": key}}} for name, key in secret.items()
-    ]
+    found += [{"name": name, "valueFrom": {"secretKeyRef": {"name": SECRET, "key": key}}} for name, key in secret.items()]
     url = apps.redis_url(site, service, "$(REDIS_PASSWORD)")
     return [*found, {"name": "REDIS_URL", "value": url}] if url else found
 
@@ -225,7 +235,7 @@ def _volumes(site: Site, service: Service) -> list[dict[str, Any]]:
 
 
 def _mounts(site: Site, service: Service) -> list[dict[str, Any]]:
-    places = {
+    places: dict[str, dict[str, Any]] = {
         "tmp": {"mountPath": "/tmp"},
         "probe": {"mountPath": "/opt/ragdeck", "readOnly": True},
         "settings": {"mountPath": "/etc/ragdeck", "readOnly": True},
@@ -249,7 +259,9 @@ def _stores(site: Site, host: Host, here: tuple[Service, ...]) -> Iterator[File]
         yield commented(site, f"{host.name}/stores/prometheus-adapter-values.yaml", dumped(_adapter(site)))
     names = sorted({name for each in here for name in apps.secrets(site, each).values()})
     given = " ".join(f"--from-file={name}=secrets/{name}" for name in names)
-    yield commented(site, f"{host.name}/apply.sh", filled("apply.sh", namespace=site.deployment.name, secret=SECRET, literals=given), 0o755)
+    yield commented(
+        site, f"{host.name}/apply.sh", filled("apply.sh", namespace=site.deployment.name, secret=SECRET, literals=given), 0o755
+    )
 
 
 def _milvus(site: Site, service: Service) -> dict[str, Any]:

@@ -84,7 +84,10 @@ def ingress(site: Site, host: Host) -> Iterator[dict[str, Any]]:
         if service is None or name is None or service.host != host.name:
             continue
         allowed = ",".join(each.cidr for each in site.named(tls.allow))
-        notes = {"nginx.ingress.kubernetes.io/proxy-read-timeout": "3600", "nginx.ingress.kubernetes.io/proxy-send-timeout": "3600"}
+        notes = {
+            "nginx.ingress.kubernetes.io/proxy-read-timeout": "3600",
+            "nginx.ingress.kubernetes.io/proxy-send-timeout": "3600",
+        }
         notes |= {"nginx.ingress.kubernetes.io/proxy-body-size": "51m", "nginx.ingress.kubernetes.io/ssl-redirect": "true"}
         notes |= {"nginx.ingress.kubernetes.io/whitelist-source-range": allowed} if allowed else {}
         backend = {"service": {"name": service.name, "port": {"name": "http"}}}
@@ -93,5 +96,9 @@ def ingress(site: Site, host: Host) -> Iterator[dict[str, Any]]:
             "apiVersion": "networking.k8s.io/v1",
             "kind": "Ingress",
             "metadata": {"name": service.name, "annotations": notes},
-            "spec": {"ingressClassName": "nginx", "tls": [{"hosts": [name], "secretName": f"{service.name}-tls"}], "rules": [rule]},
+            "spec": {
+                "ingressClassName": "nginx",
+                "tls": [{"hosts": [name], "secretName": f"{service.name}-tls"}],
+                "rules": [rule],
+            },
         }

@@ -1,4 +1,4 @@
-"""nginx in front of dashboard and API: TLS, WebSocket, uploads, and no identity header that a client made up. Knows no certificate."""
+"""nginx in front of dashboard and API: TLS, WebSocket, uploads, no identity header that a client made up."""
 
 from __future__ import annotations
 

@@ -161,9 +161,8 @@ def _inconsistent(deployment: Deployment) -> Iterator[Problem]:
     yield from _once(deployment)
     if deployment.tls:
         yield from _sources(deployment, ("tls", "allow"), deployment.tls.allow)
-        if deployment.tls.host not in hosts or hosts[deployment.tls.host].kind != "machine":
-            if not any(each.kind == "kubernetes" for each in deployment.hosts):
-                yield Problem(("tls", "host"), repr(deployment.tls.host), "the name of a machine")
+        if deployment.tls.host not in hosts:
+            yield Problem(("tls", "host"), repr(deployment.tls.host), f"one of {', '.join(hosts)}")
     if deployment.firewall:
         yield from _sources(deployment, ("firewall", "ssh_from"), deployment.firewall.ssh_from)
         if not deployment.firewall.ssh_from:
@@ -173,6 +172,8 @@ def _inconsistent(deployment: Deployment) -> Iterator[Problem]:
 
 
 def _host(index: int, host: Host) -> Iterator[Problem]:
+    if host.cloud == "gcloud" and not host.zone:
+        yield Problem(("hosts", index, "zone"), "nothing", "the zone of the instance")
     if host.kind == "machine" and host.run_by == "kubernetes":
         yield Problem(("hosts", index, "run_by"), "'kubernetes'", 'compose or systemd, or kind = "kubernetes"')
     if host.kind == "machine":
@@ -238,11 +239,15 @@ def _once(deployment: Deployment) -> Iterator[Problem]:
         seen.setdefault(service.role, service.name)
     if {"dashboard", "api"} <= seen.keys() and "milvus" not in seen:
         at = next(index for index, each in enumerate(deployment.services) if each.role == "api")
-        yield Problem(("services", at), "API and dashboard without Milvus", "a service of role milvus: one process holds the embedded store")
+        yield Problem(
+            ("services", at), "API and dashboard without Milvus", "a service of role milvus: one process holds the embedded store"
+        )
     if {"embedding", "gpu-server"} <= seen.keys():
         at = next(index for index, each in enumerate(deployment.services) if each.role == "gpu-server")
         if deployment.services[at].embedder:
-            yield Problem(("services", at, "embedder"), repr(deployment.services[at].embedder), "no second embedder beside role embedding")
+            yield Problem(
+                ("services", at, "embedder"), repr(deployment.services[at].embedder), "no second embedder beside role embedding"
+            )
 
 
 # ------------------------------------------------------------------------------------------------------------ the plan
@@ -258,7 +263,9 @@ def _unplanned(site: Site) -> Iterator[Problem]:
                 yield Problem(("services", index), f"no room for {placed.service.model}", f"a plan that fits. {placed.problem}")
             elif "<" in site.served(placed):
                 found = f"{placed.precision.upper()} without weights"
-                yield Problem(("services", index, "weights"), found, f"the {placed.precision.upper()} weights: a hub name or a folder")
+                yield Problem(
+                    ("services", index, "weights"), found, f"the {placed.precision.upper()} weights: a hub name or a folder"
+                )
     for index, host in enumerate(site.deployment.hosts):
         if host.kind != "kubernetes":
             continue
@@ -267,7 +274,11 @@ def _unplanned(site: Site) -> Iterator[Problem]:
             yield Problem(("hosts", index, "gpus"), str(host.gpus), f"at least {wanted}: so many are taken with all replicas")
         for number, service in enumerate(site.deployment.services):
             if service.host == host.name and shares_gpus(site, service):
-                yield Problem(("services", number, "gpus"), "a GPU shared with another service", "GPUs of its own: Kubernetes gives whole ones")
+                yield Problem(
+                    ("services", number, "gpus"),
+                    "a GPU shared with another service",
+                    "GPUs of its own: Kubernetes gives whole ones",
+                )
 
 
 __all__ = ["DEFAULT_PORTS", "PRESETS", "parse", "preset", "read"]

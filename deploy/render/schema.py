@@ -16,8 +16,16 @@ VLLM: Final[tuple[Role, ...]] = ("llm", "embedding", "ocr", "whisper")
 STORES: Final[tuple[Role, ...]] = ("milvus", "redis", "postgres")
 OURS: Final[tuple[Role, ...]] = ("dashboard", "api", "gpu-server")
 DEFAULT_PORTS: Final[dict[Role, int]] = {
-    **{"dashboard": 8502, "api": 8080, "gpu-server": 8000, "embedding": 8001, "ocr": 8002, "llm": 8003, "whisper": 8004},
-    **{"milvus": 19530, "redis": 6379, "postgres": 5432},
+    "dashboard": 8502,
+    "api": 8080,
+    "gpu-server": 8000,
+    "embedding": 8001,
+    "ocr": 8002,
+    "llm": 8003,
+    "whisper": 8004,
+    "milvus": 19530,
+    "redis": 6379,
+    "postgres": 5432,
 }
 
 
@@ -33,7 +41,7 @@ def _cidr(value: str) -> str:
 
 
 def _pinned(value: str) -> str:
-    name, separator, tag = value.rpartition(":")
+    _, separator, tag = value.rpartition(":")
     if not separator or "/" in tag or tag == "latest":
         raise ValueError("an image with a tag other than latest")
     return value

@@ -214,7 +214,18 @@ def _asked(service: Service) -> Iterator[dict[str, Any]]:
                 sizes = {"context": ENCODER_CONTEXT, "sequences": ENCODER_SEQUENCES}
                 yield {**common, **sizes, "name": f"{service.name}-{kind}", "model": model, "engine": "gpu_server"}
     elif service.role in VLLM:
-        fields = ("precision", "context", "sequences", "cache", "reserve_gb", "stated_share", "fill", "batched", "eager", "weights")
+        fields = (
+            "precision",
+            "context",
+            "sequences",
+            "cache",
+            "reserve_gb",
+            "stated_share",
+            "fill",
+            "batched",
+            "eager",
+            "weights",
+        )
         given = {name: getattr(service, name) for name in fields if getattr(service, name) is not None}
         yield {**common, **given, "name": service.name, "model": service.model}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from deploy.planner import flags
 from deploy.render import apps
@@ -81,15 +81,9 @@ def _quoted(text: str) -> str:
 
 
 def _secrets(site: Site, service: Service) -> str:
-    lines = ["# Copy beside the settings without .example, mode 0600, owner root; fill in. Make a value with: openssl rand -hex 32"]
+    lines = ["# Copy beside the settings without .example, mode 0600, owner root; fill in (openssl rand -hex 32)"]
     for variable, name in apps.secrets(site, service).items():
         lines += [f"# the value that is called {name} elsewhere in this deployment", f"{variable}="]
     url = apps.redis_url(site, service, "PASSWORD")
     lines += ["# PASSWORD is Redis's", f"#REDIS_URL={url}"] if url else []
     return "\n".join(lines) + "\n"
-
-
-def environment_of(text: str) -> Mapping[str, str]:
-    """The Environment= lines of a unit, for those who compare."""
-    pairs = (line.removeprefix("Environment=").strip('"').partition("=") for line in text.splitlines() if line.startswith("Environment="))
-    return {name: value for name, _, value in pairs}

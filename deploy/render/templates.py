@@ -1,4 +1,4 @@
-"""Texts of deploy/templates with @NAMES@ to fill: chosen because $, {} and % all mean something in shell, nginx and Docker files."""
+"""Texts of deploy/templates with @NAMES@ to fill: $, {} and % all mean something in shell, nginx and Docker files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def template(name: str) -> str:
     return (FOLDER / name).read_text(encoding="utf-8")
 
 
-def filled(name: str, **values: str) -> str:
+def filled(name: str, /, **values: str) -> str:
     """A template with every mark filled. Raises KeyError for a mark without a value, ValueError for a value without a mark."""
     text = template(name)
     unused = values.keys() - {mark.lower() for mark in _MARK.findall(text)}

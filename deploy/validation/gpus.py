@@ -19,8 +19,8 @@ from deploy.validation.world import World
 GIB = 2**30
 BUFFER_BYTES = 3e9  # R4's buffer on the A100 40 GB
 CONTEXT_RATIO = 0.95  # what is left for CUDA contexts beside the shares
-# Attention sinks (gpt-oss) came to vLLM with FlashAttention 3 kernels, which run on Hopper alone: 0.10.1: "Sinks are only supported
-# in FlashAttention 3" (vllm-project/vllm issue 22331). Ampere and others by Triton: pull request 22714, in 0.10.2.
+# Attention sinks (gpt-oss) came to vLLM with FlashAttention 3 kernels, which run on Hopper alone ("Sinks are only supported in
+# FlashAttention 3": vllm-project/vllm, issue 22331). Ampere and others go by Triton: pull request 22714, by 0.10.2 at the latest.
 FIRST_WITH_SINKS = (0, 10, 1)
 FIRST_WITHOUT_FA3 = (0, 10, 2)
 SINK_TYPES = ("gpt_oss",)
@@ -138,15 +138,14 @@ def judge_gpu(machine: str, gpu: Gpu, holders: Sequence[GpuProcess]) -> Item:
     text = f"{_gib(gpu.memory_used_bytes)} of {_gib(gpu.memory_total_bytes)} used, {_gib(free)} free; {who}"
     if free >= BUFFER_BYTES:
         return passed(name, text)
-    cure = "Lower --gpu-memory-utilization or the context of one, or move one to another GPU: `python -m deploy plan` says which fits."
+    least = f"{BUFFER_BYTES / 1e9:.0f} GB"
+    cure = "Lower --gpu-memory-utilization or a context, or move one to another GPU: `python -m deploy plan` says what fits."
     if len(holders) > 1:
         cause = (
-            f"{len(holders)} processes share this GPU and leave less than {BUFFER_BYTES / 1e9:.0f} GB: the next long prompt or \
-restart ends with out of memory."
+            f"{len(holders)} processes share this GPU and leave less than {least}: a long prompt or a restart runs out of memory."
         )
         return failed(name, text, cause, cure)
-    cause = f"Less than the buffer of {BUFFER_BYTES / 1e9:.0f} GB is left: a second service finds no room."
-    return warning(name, text, cause, cure)
+    return warning(name, text, f"Less than the buffer of {least} is left: a second service finds no room.", cure)
 
 
 def _gib(value: float | None) -> str:

@@ -133,8 +133,9 @@ def _shapes(service: Service) -> Item | None:
     if len(refused) == len(told):
         return _all_refused(service, refused["texts"])
     if refused:
-        name, problem = next(iter(refused.items()))
-        cause = f"The server takes one shape of documents alone; callers that send {name} fail there ({service.said(problem.message)})."
+        name, refusal = next(iter(refused.items()))
+        said = service.said(refusal.message)
+        cause = f"The server takes one shape of documents alone; callers that send {name} fail there ({said})."
         cure = "Bring the server to a version that takes both, as ours does; the client here finds out which one it takes."
         ours = name == "texts" and service.kind == "gpu_server"  # that is what our own client sends
         return (failed if ours else warning)(service.name, f"refuses {name}", cause, cure)

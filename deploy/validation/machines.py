@@ -72,6 +72,7 @@ class MachineFacts:
     problems: dict[str, str] = field(default_factory=dict)
 
 
+PARTS: tuple[PartName, ...] = ("host", "filesystems", "gpus")
 ReaderOf = Callable[[Machine], Reader]
 
 
@@ -87,21 +88,24 @@ def read(machine: Machine, make: ReaderOf = reader_of, now: Callable[[], float] 
     try:
         reader.connect(CONNECT_SECONDS)
         texts = {name: _run(reader, name, command, problems) for name, command in _COMMANDS.items()}
-        parts = {part: _part(reader, part, problems) for part in ("host", "filesystems", "gpus")}
+        parts = {part: _part(reader, part, problems) for part in PARTS}
         clock = None if machine.is_local else _clock(reader, now, problems)
     except CollectorError as problem:
         return MachineFacts(machine.name, machine.is_local, host_name, problems={"connection": _said(problem)})
     finally:
         reader.close()
     listening, engines = texts["listeners"], texts["engines"]
+    host, filesystems, gpus = parts["host"], parts["filesystems"], parts["gpus"]
     return MachineFacts(
-        machine.name,
-        machine.is_local,
-        host_name,
-        clock,
-        None if listening is None else parse_listeners(listening),
-        None if engines is None else parse_engines(engines),
-        *(parts[name] for name in ("host", "filesystems", "gpus")),  # type: ignore[arg-type]  # each by its own part's type
+        name=machine.name,
+        is_local=machine.is_local,
+        host_name=host_name,
+        clock=clock,
+        listeners=None if listening is None else parse_listeners(listening),
+        engines=None if engines is None else parse_engines(engines),
+        host=host if isinstance(host, Host) else None,
+        filesystems=filesystems if isinstance(filesystems, Filesystems) else None,
+        gpus=gpus if isinstance(gpus, Gpus) else None,
         problems=problems,
     )
 

@@ -86,9 +86,9 @@ def _complete(model: LocalModel, offline: bool) -> Item:
             return passed(name, "arithmetic over the routes' scores: it has no weights")
         cause = "The model is not in the hub cache: its server or this program will try to download it at the start."
         return (failed if offline else warning)(name, "not on this machine", cause, copy)
-    problem = problem_with(model, folder)
-    if problem is not None:
-        cause = f"The download or the copy broke off, and loading will try to download the rest: {problem.message}."
+    fault = problem_with(model, folder)
+    if fault is not None:
+        cause = f"The download or the copy broke off, and loading will try to download the rest: {fault.message}."
         return failed(name, f"incomplete: {folder.name}", cause, copy)
     return passed(name, "complete: configuration, weights and tokenizer are there")
 
@@ -123,8 +123,8 @@ def _address(name: str, url: str) -> Item:
 
 
 def is_public(host: str) -> bool:
-    """Whether a host is surely on the public internet: a global address, or a name under a public suffix by its look. A name of one
-    word, and the names reserved for inner networks, are not."""
+    """Whether a host looks like one on the public internet: a global address, or a name of several parts. Names of one word and
+    those under the suffixes reserved for inner networks do not."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_global
     except ValueError:

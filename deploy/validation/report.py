@@ -147,7 +147,8 @@ section { border-top: 1px solid var(--line); padding: .5rem 0; overflow-wrap: an
 .soft { color: light-dark(#5d6670, #a0a7b0); } .code { font-family: ui-monospace, monospace; }
 .failed { color: light-dark(#c01f3f, #ff6b81); } .warning { color: light-dark(#b4460c, #ff9a5c); }
 .passed { color: light-dark(#0b7a53, #3fbf8f); } .not_applicable { color: light-dark(#5d6670, #8d949d); }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; } th, td { text-align: left; padding: .1rem .8rem .1rem 0; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: .1rem .8rem .1rem 0; }
 ul { margin: .2rem 0; padding-left: 1.2rem; } p { margin: .2rem 0; }
 """
 
@@ -170,7 +171,8 @@ def _section(result: Result) -> str:
     return (
         f'<section id="{escape(result.code)}"><p><span class="code">{escape(result.code)}</span> <strong>{escape(result.title)}'
         f'</strong> <span class="{result.outcome}">{WORDS[result.outcome]}</span> '
-        f'<span class="soft">{result.seconds:.2f} s · {escape(result.proves)}</span></p><ul>{items}</ul>{_table(result)}</section>'
+        f'<span class="soft">{result.seconds:.2f} s · {escape(result.proves)}</span></p>'
+        f"<ul>{items}</ul>{_table(result)}</section>"
     )
 
 

@@ -13,13 +13,14 @@ from rag.cache.types import Lookup
 
 @dataclass(frozen=True, slots=True)
 class CacheLimits:
-    """`dense` and `agreement` override what was calibrated; None takes that. `semantic` False: equal questions alone."""
+    """`dense`, `agreement` and `rerank` override what was calibrated; None takes that. `semantic` False: equal questions alone."""
 
     ttl_seconds: float = TTL_SECONDS
     max_entries: int = MAX_ENTRIES
     semantic: bool = True
     dense: float | None = None
     agreement: float | None = None
+    rerank: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import redis
 
+from answer_cache import AnswerCache
+from gpu_server.interfaces import Scores, Timing
 from gpu_server.model_pool import ModelPool
 from gpu_server.starter import StarterEmbedder, StarterReranker
 from rag.cache.carry import Carrier
@@ -18,6 +22,7 @@ from rag.semantic_cache import open_cache
 from rag.store import Store
 from rag.trace import Tracing
 from rag.types import Options, PassageRow
+from settings import load
 from tests.rag.test_query import DEFAULTS, fill, run, stages
 
 pytest_plugins = ["tests.redis_server"]
@@ -319,3 +324,31 @@ def test_without_a_cache_the_stage_says_why(clients):
     found = ask(replace(clients, cache=None, cache_off="switched off in the settings (cache.enabled)"))
     assert stages(found)["cache"].reason == "switched off in the settings (cache.enabled)"
     assert stages(found)["cache"].hit is False
+
+
+class Crossing:
+    """A fake cross-encoder: every pair scores what the test says."""
+
+    uses_route_scores = False
+
+    def __init__(self, score: float) -> None:
+        self.value, self.asked = score, []
+
+    def score(self, query, candidates, **_):
+        self.asked.append((query, candidates[0].text))
+        return Scores(np.array([self.value]), Timing(), 1, 0, 0)
+
+
+@pytest.mark.parametrize(("score", "hit"), [(0.9, True), (0.1, False)])
+def test_the_settings_can_have_the_reranker_asked_both_ways(clients, tmp_path, score, hit):
+    crossing = Crossing(score)
+    settings = load({"RAGDECK_DATA": str(tmp_path / "asked")}, tmp_path)
+    settings = settings.model_copy(update={"cache": settings.cache.model_copy(update={"rerank": 0.5})})
+    built = AnswerCache(settings, clients.store, SimpleNamespace(reranker=crossing, embedder=clients.embedder))
+    built.prepare()
+    assert built.cache is not None and built.cache.wait_until_ready(30)
+    asked = replace(clients, cache=built.cache)
+    ask(asked)
+    assert stages(ask(asked, ALIKE))["cache"].hit is hit
+    assert set(crossing.asked) >= {(ALIKE, QUESTION)}
+    built.close()

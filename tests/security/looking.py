@@ -10,13 +10,22 @@ from urllib.parse import urlsplit
 
 from playwright.sync_api import Browser, BrowserContext, Page
 
-from tests.browser.conftest import settled
 from tests.security.payloads import FOREIGN, MARK
 
 # Elements and attributes that only a payload that was taken for HTML or Markdown can have made.
-PLANTED = f"""() => [...document.querySelectorAll(
-  '[data-planted], [onerror], [onload], iframe[src*="{FOREIGN}"], a[href^="javascript:" i], [href*="{FOREIGN}"], [src*="{FOREIGN}"], meta[http-equiv]'
-)].map(node => node.outerHTML.slice(0, 300)).concat(window.__planted ? ['script ran: ' + window.__planted] : [])"""
+PLANTED = f"""() => [...document.querySelectorAll('[data-planted], [onerror], [onload], [onmouseover], a, iframe, img, link, form, [src]')]
+.filter(node => {{
+  if (node.matches('[data-planted], [onerror], [onload], [onmouseover]')) return true;
+  const target = node.getAttribute('href') || node.getAttribute('src') || node.getAttribute('action') || '';
+  try {{ return target.trim().toLowerCase().startsWith('javascript:') || new URL(target, location).hostname.includes('{FOREIGN}') }}
+  catch (error) {{ return false }}
+}}).map(node => node.outerHTML.slice(0, 300)).concat(window.__planted ? ['script ran: ' + window.__planted] : [])"""
+
+
+def settled(page: Page) -> None:
+    """Wait until the script has run and nothing is a skeleton any more; asks the page nothing that its policy forbids."""
+    page.wait_for_selector("[data-testid='stApp'][data-test-connection-state='CONNECTED'][data-test-script-state='notRunning']")
+    page.wait_for_selector("[data-testid='stSkeleton']", state="detached")
 
 
 @dataclass
