@@ -37,7 +37,7 @@ from access.limits import (
     retry_after,
 )
 from access.scopes import KEY, Identity, needed
-from access.signin import SIGN_IN, SIGN_IN_OIDC, local, page
+from access.signin import OIDC_SIGN_OUT, SIGN_IN, SIGN_IN_OIDC, SIGN_OUT, local, page
 from access.tokens import SESSION_SECONDS as TOKEN_SESSION_SECONDS
 from rag.errors import RagError
 
@@ -130,6 +130,8 @@ class Guard:
             answer = answer or await self._not_allowed(policy, scope, headers)
             if answer is None and scope["type"] == "http" and scope["path"] in (SIGN_IN, SIGN_IN_OIDC):
                 answer = await self._sign_in(policy, scope, headers, receive)
+            if answer is None and scope["type"] == "http" and scope["path"] == SIGN_OUT:
+                answer = _signed_out(policy, headers)
             if answer is None:
                 await self._pass_on(policy.limits, scope, receive, guarded)
             elif scope["type"] == "http":
@@ -252,6 +254,16 @@ def _signed_in(ways: Authenticator, who: Identity, following: str, secure: bool)
     response = RedirectResponse(following, status_code=303, headers=NOT_KEPT)
     seconds = SESSION_SECONDS if who.token_id is None else int(TOKEN_SESSION_SECONDS)
     response.set_cookie(COOKIE, value, seconds, httponly=True, samesite="strict", secure=secure)
+    return response
+
+
+def _signed_out(policy: Policy, headers: Headers) -> Response:
+    try:
+        policy.authenticator.end_session(headers)
+    except RagError as problem:
+        return _error(503, "internal", problem.message, problem.next_step)
+    response = RedirectResponse(OIDC_SIGN_OUT if policy.oidc_url else SIGN_IN, status_code=303, headers=NOT_KEPT)
+    response.delete_cookie(COOKIE, httponly=True, samesite="strict")
     return response
 
 

@@ -29,7 +29,9 @@ class Filter:
     """ISO 8601 in UTC, as the log has it."""
 
     def takes(self, action: Action) -> bool:
-        words = f"{action.who or ''} {action.what} {action.machine} {action.text} {action.address or ''}".casefold()
+        words = (
+            f"{action.who or ''} {action.what} {action.machine} {action.target} {action.text} {action.address or ''}".casefold()
+        )
         return (
             self.text.casefold() in words
             and self.outcome in (None, action.outcome)
@@ -42,7 +44,7 @@ def recorded(log: AuditLog, who: Identity, address: str | None, what: str, targe
     """Two lines around what is done. Raises RagError, with nothing done, where the first cannot be written: what nobody could
     account for is not done. An exception is an outcome, and goes on."""
     try:
-        asked = log.begin(who.name, target, what, address)
+        asked = log.begin(who.name, "", what, address, target)
     except OSError as problem:
         message = f"nothing was done: {log.path.name} cannot be written ({problem.strerror})"
         raise RagError(message, next_step="Make room on the disk of RAG Deck, and its data folder writable.") from None
@@ -59,7 +61,7 @@ def recorded(log: AuditLog, who: Identity, address: str | None, what: str, targe
 
 def refused(log: AuditLog, who: Identity, address: str | None, what: str, why: str, target: str = "") -> None:
     """Somebody asked for what is not theirs to do. Raises OSError."""
-    log.end(log.begin(who.name, target, what, address), "refused", why)
+    log.end(log.begin(who.name, "", what, address, target), "refused", why)
 
 
 def found(log: AuditLog, where: Filter, limit: int = 200) -> list[Action]:

@@ -63,6 +63,12 @@ class Authenticator:
         """Proves knowledge of the server's token without holding it."""
         return hmac.new((self.server_token or "").encode(), b"ragdeck session", hashlib.sha256).hexdigest()
 
+    def end_session(self, headers: Headers) -> None:
+        """Raises RagError internal."""
+        cookie = cookies(headers).get(COOKIE)
+        if cookie is not None and self.tokens is not None:
+            self.tokens.close_session(cookie)
+
     @property
     def takes_tokens(self) -> bool:
         """Whether a form that asks for a token makes sense."""

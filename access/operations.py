@@ -157,7 +157,7 @@ def _checked(call: Callable[..., Any], operation: Operation, path: str, viewer: 
         scope = operation.scope if isinstance(operation.scope, str) else operation.scope(*given, **named)
         target = operation.target(*given, **named) if operation.what else ""
         who = require(viewer, scope, operation.what or path, target)
-        if path == "deployment.restart":
+        if path == "deployment.restart" and who.how != "open":
             named["who"] = f"{who.name} from {viewer.address or 'an unknown address'}"
         if operation.what is None or scope != "operate":
             return call(*given, **named)

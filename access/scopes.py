@@ -53,6 +53,7 @@ RULES: tuple[Rule, ...] = (
     Rule("GET", "/signin", None),
     Rule("POST", "/signin", None),
     Rule("GET", "/signin/oidc", None),
+    Rule("GET", "/signout", None),
     Rule("GET", "/auth/login", None),
     Rule("GET", "/auth/logout", None),
     Rule("GET", "/oauth2callback", None),

@@ -7,6 +7,8 @@ from urllib.parse import quote
 
 SIGN_IN = "/signin"
 SIGN_IN_OIDC = "/signin/oidc"
+SIGN_OUT = "/signout"
+OIDC_SIGN_OUT = "/auth/logout"  # Streamlit's: it forgets the account, and tells the provider
 
 
 def local(target: str) -> str:

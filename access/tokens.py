@@ -146,6 +146,13 @@ class TokenStore:
             db.execute("INSERT INTO sessions VALUES (?, ?, ?, ?)", (key, _hash(secret), token_id, now + SESSION_SECONDS))
         return f"{SESSION_PREFIX}_{key}_{secret}"
 
+    def close_session(self, value: str) -> None:
+        """The cookie counts for nothing any more. Raises RagError internal."""
+        who = self.identify(value)
+        if who is not None and value.startswith(f"{SESSION_PREFIX}_"):
+            with self._change() as db:
+                db.execute("DELETE FROM sessions WHERE id = ?", (value.split("_")[1],))
+
     def _token(self, db: sqlite3.Connection, key: str, secret: str) -> Token | None:
         row = db.execute(f"SELECT hash, {_COLUMNS} FROM tokens WHERE id = ?", (key,)).fetchone()
         known = row is not None and hmac.compare_digest(row[0], _hash(secret))

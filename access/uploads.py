@@ -12,6 +12,7 @@ from rag.loaders.document import LoadError
 from rag.loaders.packages import check_kind
 
 MAX_NAME_CHARS = 500
+_PROGRAMS = (b"MZ", b"\x7fELF", b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe")
 
 
 class Bounds(NamedTuple):
@@ -42,6 +43,10 @@ def _check_one(name: str, data: bytes, bounds: Bounds, suffixes: Sequence[str]) 
         raise _refused(f"{shown!r} is of a kind that is not read", f"Kinds that are: {' '.join(suffixes)}.")
     if len(data) > bounds.file_bytes:
         raise _refused(f"{shown!r} has {len(data):,} bytes", f"A file has at most {bounds.file_bytes:,} (ingest.max_file_bytes).")
+    if suffix == ".pdf" and b"%PDF-" not in data[:1024]:  # readers allow some bytes before it
+        raise _refused(f"{shown}: is no PDF", "Give it the suffix of its kind.")
+    if data.startswith(_PROGRAMS) and b"\0" in data[:1024]:
+        raise _refused(f"{shown}: holds a program", "Send documents.")
     try:
         check_kind(shown, suffix, data)
     except LoadError as problem:

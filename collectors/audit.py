@@ -31,7 +31,7 @@ MAX_CHARS = 500
 class Action:
     """One action. `at` and `ended_at` are ISO 8601 in UTC; `outcome` stays `asked` while it runs, and for good when the process
     ended before it did. `who` is None where it is not known; `text` is what was said of the outcome, not to be trusted. `machine`
-    is what it was done to, where that has a name; `address` where it was asked from."""
+    is where it was done, "" for RAG Deck itself; `target` what it was done to; `address` where it was asked from."""
 
     id: str
     at: str
@@ -42,6 +42,7 @@ class Action:
     text: str = ""
     ended_at: str | None = None
     address: str | None = None
+    target: str = ""
 
 
 class AuditLog:
@@ -51,11 +52,12 @@ class AuditLog:
         self.path, self._clock, self._full_bytes = path, clock, full_bytes
         self._lock = threading.Lock()
 
-    def begin(self, who: str | None, machine: str, what: str, address: str | None = None) -> Action:
+    def begin(self, who: str | None, machine: str, what: str, address: str | None = None, target: str = "") -> Action:
         """Write that something was asked for. Raises OSError: then it must not be done."""
         short = None if who is None else cut(who, MAX_CHARS)
         asked = Action(uuid.uuid4().hex, self._now(), short, cut(machine, MAX_CHARS), cut(what, MAX_CHARS), "asked")
-        action = replace(asked, address=None if address is None else cut(address, MAX_CHARS))
+        known = None if address is None else cut(address, MAX_CHARS)
+        action = replace(asked, address=known, target=cut(target, MAX_CHARS))
         self._write(action)
         return action
 

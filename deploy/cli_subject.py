@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,15 @@ from pydantic import SecretStr
 
 import models
 from collectors.services import Service
+from deploy.validation import kept, runner
+from deploy.validation.checks import chosen
 from deploy.validation.subject import QUESTION, LocalModel, OwnServer, Subject, Targets
+from deploy.validation.types import Report
+from deploy.validation.world import World
 from deployment import inventory
 from gpu_server.interfaces import Embedder, Reranker
 from gpu_server.model_pool import ModelPool
+from jobs import Event, Job, JobsFull
 from parts import endpoints
 from rag.chat import OpenAIChat
 from rag.errors import HeldError, RagError
@@ -27,6 +32,7 @@ from settings import VERSION, Settings
 
 ASK_SECONDS = 300.0
 PROBE_SECONDS = 60.0
+JOB_KIND = "validation"
 
 
 # 1) the settings
@@ -129,7 +135,29 @@ def _secret(value: SecretStr | None) -> str | None:
     return value.get_secret_value() if value else None
 
 
-# 2) the process
+# 2) a run as a job
+
+
+def submit(running: Runtime, codes: Sequence[str] = (), *, question: str = QUESTION) -> Job[Report]:
+    """Run the checks of these codes (all without any) as a job of the runtime; the report is kept at its end, also of those that
+    ran until it was cancelled. Events as `runner.run` has them. Raises RagError: `overloaded` while one runs, `bad_input`."""
+    checks = chosen(codes)
+    if any(not job.done for job in running.jobs.recent(JOB_KIND)):
+        raise RagError("a validation is running already", kind="overloaded", next_step="Wait for its end, or stop it.")
+    what = subject(running.settings, question=question)
+
+    def work(job: Job[Report]) -> Generator[Event, None, Report]:
+        world = World(what, lambda: RunningProcess(running))
+        made = yield from runner.run(world, checks, job.cancelled.is_set)
+        return kept.save(what.data_dir, made)
+
+    try:
+        return running.jobs.submit(JOB_KIND, "Validation", work)
+    except JobsFull as full:
+        raise RagError(str(full), kind="overloaded", next_step="Wait for its end.") from None
+
+
+# 3) the process
 
 
 class RunningProcess:

@@ -6,6 +6,7 @@ import streamlit as st
 
 from access import audit, operations, wiring
 from access.scopes import MEANING, SCOPES
+from access.signin import SIGN_OUT
 from access.tokens import TokenStore
 from rag.errors import RagError
 from ui import access_view, cards, viewer
@@ -116,7 +117,7 @@ st.title("Access")
 with st.container(border=True, gap="small"):
     st.html(access_view.me(who))
     if who.how in ("server token", "api token", "oidc"):
-        st.link_button("Sign out", "/signout", type="tertiary")
+        st.html(f'<div class="rd"><a href="{SIGN_OUT}" target="_self">Sign out</a></div>')
 for line in wiring.incomplete(runtime.settings):
     st.html(cards.note("warn", escape(line)))
 if who.may("operate"):

@@ -31,7 +31,7 @@ QUESTIONS = {"en": "Why is only the first query after a start slow?", "he": "×œ×
 def settle(page: Page) -> None:
     """Wait until the script has run and nothing is a skeleton any more."""
     page.wait_for_selector(READY, timeout=30_000)
-    page.wait_for_function("document.querySelectorAll('[data-testid=stSkeleton]').length === 0", timeout=30_000)
+    page.wait_for_selector("[data-testid=stSkeleton]", state="detached", timeout=30_000)
     page.wait_for_timeout(400)
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
+import re
 import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -15,6 +19,7 @@ import anyio
 import anyio.to_thread
 import httpx
 import pytest
+import streamlit
 import uvicorn
 import websockets.exceptions
 from starlette.applications import Starlette
@@ -25,7 +30,9 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 from websockets.sync.client import connect
 
-from guard import CLIENTS_REMEMBERED, COOKIE, MAX_API_BYTES, SECURITY_HEADERS, Guard, Policy, WrongTokens
+from access.authenticator import COOKIE
+from access.headers import INLINE_SCRIPT
+from guard import CLIENTS_REMEMBERED, MAX_API_BYTES, SECURITY_HEADERS, Guard, Policy, WrongTokens
 
 TOKEN = "correct horse"
 BEARER = {"authorization": f"Bearer {TOKEN}"}
@@ -594,7 +601,16 @@ def test_a_failure_is_told_without_its_detail(local: Served) -> None:
 def test_nothing_may_come_from_another_host() -> None:
     policy = SECURITY_HEADERS["content-security-policy"]
     sources = {word for part in policy.split(";") for word in part.split()[1:]}
-    assert sources <= {"'self'", "'none'", "'unsafe-inline'", "'unsafe-eval'", "data:", "blob:"}
+    assert sources <= {"'self'", "'none'", "'unsafe-inline'", "data:", "blob:", INLINE_SCRIPT}
+    scripts = next(part.split() for part in policy.split("; ") if part.startswith("script-src "))
+    assert scripts == ["script-src", "'self'", INLINE_SCRIPT]
+
+
+def test_streamlits_inline_script_is_the_one_that_may_run() -> None:
+    page = (Path(streamlit.__file__).parent / "static" / "index.html").read_text(encoding="utf-8")
+    inline = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    hashes = [f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in inline]
+    assert hashes == [INLINE_SCRIPT]
 
 
 def test_odd_paths_do_not_slip_past(locked: Served) -> None:

@@ -63,7 +63,7 @@ def made(secret: str, token: Token) -> str:
     """The one time that a token is shown."""
     return cards.note(
         "ok",
-        f"<strong>{escape(token.name)} is made ({scopes(token.scopes)}). Copy it now: it is kept nowhere and not shown again.</strong>",
+        f"<strong>{escape(token.name)} is made ({scopes(token.scopes)}). Copy it now: it is not shown again.</strong>",
         f'<code class="rd-mono">{escape(secret)}</code>',
         "Send it as <code>Authorization: Bearer …</code>.",
     )
@@ -77,7 +77,7 @@ def audit(actions: Sequence[Action], now: datetime, zone: tzinfo) -> str:
             escape(action.who) if action.who else unknown_html("it was not told"),
             escape(action.address) if action.address else unknown_html("it came from no browser and no API"),
             f'<span class="rd-plain">{escape(action.what)}</span>',
-            f'<span class="rd-plain" dir="auto">{escape(action.machine)}</span>',
+            f'<span class="rd-plain" dir="auto">{escape(action.target or action.machine)}</span>',
             _outcome(action),
         ]
         for action in actions

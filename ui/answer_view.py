@@ -117,6 +117,8 @@ def _passages(answer: Answer, key: str) -> None:
 def _passages_title(answer: Answer, kept: int) -> str:
     if not answer.passages:
         return "Passages"
+    if any(stage.stage == "cache" and stage.hit for stage in answer.stages):
+        return f"{plural(kept, 'passage')} kept when the answer was made"
     return f"{plural(kept, 'passage')} kept of {plural(len(answer.passages), 'candidate')}"
 
 

@@ -36,7 +36,9 @@ def restricted(inside: T, name: str, running: runtime.Runtime) -> T:
 def of(running: runtime.Runtime) -> Viewer:
     """This page's viewer: by the headers of its WebSocket, which the guard has let in."""
     headers, ways = _headers(), _ways(running)
-    return Viewer(lambda: ways.identify(headers) or NOBODY, st.context.ip_address, running.deployment.audit)
+    address = st.context.ip_address
+    known = address if isinstance(address, str) else None
+    return Viewer(lambda: ways.identify(headers) or NOBODY, known, running.deployment.audit)
 
 
 def who(running: runtime.Runtime) -> Identity:

@@ -78,8 +78,8 @@ def in_style(text: str) -> list[Remote]:
 
 
 def in_script(text: str) -> list[Remote]:
-    """Only what is loaded by a literal address: modules, workers, `fetch`, `.src =`."""
-    return _remotes(IN_SCRIPT.findall(text))
+    """Only what is loaded by a literal address (modules, workers, `fetch`, `.src =`); one that is put together may be unused."""
+    return _remotes([url for url in IN_SCRIPT.findall(text) if "${" not in url])
 
 
 def in_message(raw: bytes) -> list[Remote]:

@@ -60,7 +60,8 @@ def composed(site: Site, host: Host) -> dict[str, Any]:
     """The compose file as data."""
     here = site.on(host.name, "compose")
     volumes = [name for each in here for name in _volumes(site, each)]
-    found: dict[str, Any] = {"services": {each.name: _service(site, each) for each in here}}
+    found: dict[str, Any] = {"name": site.deployment.name}
+    found["services"] = {each.name: _service(site, each) for each in here}
     return found | ({"volumes": {name: {} for name in dict.fromkeys(volumes)}} if volumes else {})
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from deploy.planner import flags
 from deploy.render import apps, docker
 from deploy.render.files import File, commented, dumped, yaml_file
-from deploy.render.kubernetes_network import ingress, policies
+from deploy.render.kubernetes_network import ingress, part_of, policies
 from deploy.render.schema import APPS, STORES, VLLM, Host, Service
 from deploy.render.site import Site
 from deploy.render.templates import filled, template
@@ -62,11 +62,11 @@ def _kustomization(site: Site, host: Host, named: list[File], configured: list[S
         "namespace": site.deployment.name,
         "resources": [each.path.partition("/")[2] for each in named],
         "configMapGenerator": generated,
-        "labels": [{"pairs": {"app.kubernetes.io/part-of": site.deployment.name}}],
     }
 
 
 def labels(service: Service) -> dict[str, str]:
+    """What selectors go by."""
     return {"app.kubernetes.io/name": service.name, "app.kubernetes.io/component": service.role}
 
 
@@ -156,7 +156,10 @@ def _deployment(site: Site, service: Service) -> dict[str, Any]:
     spec["strategy"] = (
         {"type": "Recreate"} if lone else {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}
     )
-    spec |= {"selector": {"matchLabels": labels(service)}, "template": {"metadata": {"labels": labels(service)}, "spec": pod}}
+    spec |= {
+        "selector": {"matchLabels": labels(service)},
+        "template": {"metadata": {"labels": {**labels(service), **part_of(site)}}, "spec": pod},
+    }
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",

@@ -9,17 +9,33 @@ from deploy.render.schema import APPS, STORES, Host, Service
 from deploy.render.site import Site, has_metrics
 
 INGRESS_NAMESPACE = "ingress-nginx"
+OPERATOR_NAMESPACES = ("milvus-operator", "redis-operator")
 
 
 def policies(site: Site, host: Host) -> Iterator[dict[str, Any]]:
     """A policy that denies everything, name look-ups for all, and one policy a service."""
     here = site.on(host.name, "kubernetes")
     ours = [each for each in here if each.role not in STORES]
-    mine = {"matchLabels": {"app.kubernetes.io/part-of": site.deployment.name}}
+    mine = {"matchLabels": part_of(site)}
     yield _policy("deny-all", mine, {"policyTypes": ["Ingress", "Egress"]})
     dns = {"ports": [{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 53}]}
     yield _policy("names", mine, {"policyTypes": ["Egress"], "egress": [{"to": [_namespace("kube-system")], **dns}]})
     yield from (_of(site, each) for each in ours)
+    if len(ours) < len(here):
+        yield _stores(site)
+
+
+def part_of(site: Site) -> dict[str, str]:
+    """On every pod of ours, and on none that an operator makes."""
+    return {"app.kubernetes.io/part-of": site.deployment.name}
+
+
+def _stores(site: Site) -> dict[str, Any]:
+    """Pods of the operators: from this namespace, and from the operators' own, which look after them."""
+    ((label, value),) = part_of(site).items()
+    others = {"matchExpressions": [{"key": label, "operator": "NotIn", "values": [value]}]}
+    entering = [{"podSelector": {}}, *(_namespace(each) for each in OPERATOR_NAMESPACES)]
+    return _policy("stores", others, {"policyTypes": ["Ingress"], "ingress": [{"from": entering}]})
 
 
 def _of(site: Site, service: Service) -> dict[str, Any]:
@@ -27,8 +43,6 @@ def _of(site: Site, service: Service) -> dict[str, Any]:
     entering: list[dict[str, Any]] = [_pods(each) for each in site.used_by(service) if each.host == service.host]
     if service.role in APPS and site.deployment.tls:
         entering.append(_namespace(INGRESS_NAMESPACE))
-    if service.role == "dashboard":
-        entering += [_pods(each) for each in site.deployment.services if each.role == "api"]
     entering += [{"ipBlock": {"cidr": each.cidr}} for each in site.clients(service)]
     if has_metrics(service):
         entering.append(_namespace(site.deployment.monitoring.namespace))
@@ -38,10 +52,8 @@ def _of(site: Site, service: Service) -> dict[str, Any]:
 
 
 def _to_others(site: Site, service: Service) -> Iterator[dict[str, Any]]:
-    """Every service it uses or, as the dashboard, watches; stores run in pods that their operators label."""
+    """Every service it uses or watches; stores run in pods that their operators label."""
     used = [each for each in site.deployment.services if service in site.used_by(each)]
-    if service.role == "dashboard":
-        used += [each for each in site.deployment.services if each.role in APPS and each != service]
     for each in used:
         port = {"ports": [{"protocol": "TCP", "port": each.listens_on}]}
         if each.host == service.host and each.role not in STORES:

@@ -5,6 +5,7 @@ Knows no output. The file may come from anybody: sizes are bounded, and every na
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import ipaddress
 import re
@@ -16,13 +17,21 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from deploy.render.schema import APPS, DEFAULT_PORTS, OURS, STORES, VLLM, Deployment, Host, Service
+from deploy.render.schema import APPS, OURS, STORES, VLLM, Deployment, Firewall, Host, Images, Monitoring, Part, Service, Tls
 from deploy.render.site import Site, planned, run_by, shares_gpus
 from rag.errors import RagError
 
 LARGEST_FILE_BYTES = 200_000
 PRESETS = ("single-vm", "vm-and-vps", "six-services-a100", "six-services-h100", "kubernetes")
 PRESETS_FOLDER = Path(__file__).parent.parent / "presets"
+TABLES: Mapping[str, type[Part]] = {
+    "hosts": Host,
+    "services": Service,
+    "images": Images,
+    "tls": Tls,
+    "firewall": Firewall,
+    "monitoring": Monitoring,
+}
 Location = tuple[str | int, ...]
 
 
@@ -68,7 +77,7 @@ def parse(text: str, name: str = "deployment.toml") -> Site:
     if problems:
         raise _refused(name, problems, lines, data)
     site = Site(deployment, name, hashlib.sha256(text.encode()).hexdigest(), planned(deployment))
-    problems = list(_unplanned(site))
+    problems = [*_unplanned(site), *_unreachable(site)]
     if problems:
         raise _refused(name, problems, lines, data)
     return site
@@ -86,8 +95,16 @@ def _of(detail: Any) -> Problem:
     if detail["type"] == "missing":
         return Problem(tuple(detail["loc"]), "nothing", "a value")
     if detail["type"] == "extra_forbidden":
-        return Problem(tuple(detail["loc"]), "an unknown key", "a key that docs/deployment.md names")
+        return Problem(tuple(detail["loc"]), "an unknown key", _known(tuple(detail["loc"])))
     return Problem(tuple(detail["loc"]), _shown(detail["input"]), expected)
+
+
+def _known(where: Location) -> str:
+    """What the table of an unknown key may hold; the nearest name alone where one is near."""
+    table = TABLES.get(str(where[0]) if len(where) > 1 else "", Deployment)
+    names = sorted(table.model_fields)
+    near = difflib.get_close_matches(str(where[-1]), names, n=1)
+    return near[0] if near else f"one of {', '.join(names)}"
 
 
 def _shown(value: object) -> str:
@@ -204,6 +221,8 @@ def _service(index: int, service: Service, host: Host) -> Iterator[Problem]:
         yield Problem((*at, "replicas"), str(service.most_replicas), "1 outside Kubernetes")
     if service.role in APPS and service.most_replicas > 1:
         yield Problem((*at, "replicas"), str(service.most_replicas), "1: it keeps its traces on a disk of its own")
+    if service.role == "redis" and by == "kubernetes" and service.listens_on != 6379:
+        yield Problem((*at, "port"), str(service.listens_on), "6379: the operator's Redis listens there")
     if service.role in ("redis", "postgres") and by != "external" and not service.token:
         yield Problem((*at, "token"), "nothing", "the name of the variable that holds its password")
 
@@ -253,6 +272,17 @@ def _once(deployment: Deployment) -> Iterator[Problem]:
 # ------------------------------------------------------------------------------------------------------------ the plan
 
 
+def _unreachable(site: Site) -> Iterator[Problem]:
+    """Hosts whose address leads nowhere for those who need it."""
+    for index, host in enumerate(site.deployment.hosts):
+        if host.address not in ("127.0.0.1", "::1"):
+            continue
+        needed = [each.name for each in site.on(host.name) if host.kind == "machine" and site.exposed(each)]
+        if len(site.deployment.hosts) > 1 or needed:
+            why = f"the address at which {needed[0]} is reached" if needed else "an address that the other hosts see"
+            yield Problem(("hosts", index, "address"), repr(host.address), why)
+
+
 def _unplanned(site: Site) -> Iterator[Problem]:
     """What does not fit on the GPUs, or could not be started as planned."""
     for index, service in enumerate(site.deployment.services):
@@ -279,6 +309,3 @@ def _unplanned(site: Site) -> Iterator[Problem]:
                     "a GPU shared with another service",
                     "GPUs of its own: Kubernetes gives whole ones",
                 )
-
-
-__all__ = ["DEFAULT_PORTS", "PRESETS", "parse", "preset", "read"]

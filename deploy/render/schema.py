@@ -30,12 +30,12 @@ DEFAULT_PORTS: Final[dict[Role, int]] = {
 
 
 def _cidr(value: str) -> str:
-    """A network as it is written in rules. The whole world is no named source."""
+    """A network as it is written in rules. The whole world, or half of it, is no named source."""
     try:
         network = ipaddress.ip_network(value)
     except ValueError as problem:
         raise ValueError("an address or network such as 203.0.113.0/24") from problem
-    if network.prefixlen == 0:
+    if network.prefixlen < (8 if network.version == 4 else 16):
         raise ValueError("a named source, not the whole world")
     return str(network)
 

@@ -60,10 +60,9 @@ class Site:
         return next((each for each in self.deployment.services if each.role == role), None)
 
     def used_by(self, service: Service) -> tuple[Service, ...]:
-        """Our apps use every other service; nothing else uses anything."""
-        if service.role in APPS:
-            return ()
-        return tuple(each for each in self.deployment.services if each.role in APPS)
+        """Our apps use every other service, and the dashboard watches the API; nothing else uses anything."""
+        users = {"dashboard": (), "api": ("dashboard",)}.get(service.role, APPS)
+        return tuple(each for each in self.deployment.services if each.role in users)
 
     # addresses
 
@@ -92,7 +91,8 @@ class Site:
 
     def address(self, service: Service, seen_from: Service | None = None) -> str:
         """HOST:PORT as another service reaches it; without one, as its own machine or whoever is beyond does."""
-        return f"{self._name(service, seen_from)}:{service.listens_on}"
+        name = self._name(service, seen_from)
+        return f"[{name}]:{service.listens_on}" if ":" in name else f"{name}:{service.listens_on}"
 
     def _name(self, service: Service, seen_from: Service | None) -> str:
         by = self.run_by(service)
@@ -178,7 +178,7 @@ def run_by(service: Service, host: Host) -> RunBy:
 
 
 def has_metrics(service: Service) -> bool:
-    return service.role in VLLM or service.role in ("dashboard", "gpu-server", "milvus") and service.role != "milvus"
+    return service.role in VLLM or service.role in ("dashboard", "gpu-server")
 
 
 def shares_gpus(site: Site, service: Service) -> bool:

@@ -259,5 +259,5 @@ CHECKS = (
     Check("S-1", "Security", "No port is open by accident", "What listens beyond loopback is named in the settings.", open_ports),
     Check("S-2", "Security", "TLS beyond loopback", "Nothing secret crosses a network in clear; certificates last.", encrypted),
     Check("S-3", "Security", "Tokens are required", "Beyond loopback nobody is served without the right token.", tokens),
-    Check("T-1", "Machines", "Clocks agree", "Times of different machines can be laid beside each other.", clocks),
 )
+T_1 = Check("T-1", "Machines", "Clocks agree", "Times of different machines can be laid beside each other.", clocks)

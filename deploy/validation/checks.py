@@ -24,8 +24,10 @@ CHECKS: tuple[Check, ...] = (
     *endpoints.CHECKS,
     *identity.CHECKS,
     *resources.CHECKS,
+    access.T_1,
     *access.CHECKS,
     *offline.CHECKS,
+    resources.D_4,
     *path.CHECKS,
     *INCIDENTS,
 )

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from collectors.readings import Gpu, GpuProcess
-from collectors.services import Service
+from collectors.services import ProbeResult, Service
 from deploy.validation.machines import EngineShare, MachineFacts
 from deploy.validation.offline import FAULTS, model_folder
 from deploy.validation.types import Check, Item, Verdict, failed, passed, skipped, warning
@@ -33,24 +33,27 @@ HOPPER = re.compile(r"\b(GH200|H20|H100|H200|H800)\b")
 
 def attention(world: World) -> Verdict:
     """R4-1: each language model's attention against what its vLLM version has for the GPUs there."""
-    probed = [(service, result) for service, result in world.probes("functional") if service.kind in ("openai-chat", "ocr")]
-    versions = {id(service): result.version for service, result in probed}
-    models = {id(service): (service.model, *(result.models or ())) for service, result in probed}
     asked = [each for each in world.subject.services if each.kind in ("openai-chat", "ocr")]
     if not asked:
         return Verdict(reason="no language model is served over HTTP")
+    probed = {id(service): result for service, result in world.probes("functional")}
     names = [gpu.name for facts in world.machines() if facts.gpus for gpu in facts.gpus.gpus or () if gpu.name]
-    items = [
-        judge_attention(service, models.get(id(service), (service.model,)), versions.get(id(service)), names) for service in asked
-    ]
-    return Verdict(tuple(items))
+    return Verdict(tuple(_attention(service, probed.get(id(service)), names) for service in asked))
 
 
-def judge_attention(service: Service, models: Iterable[str | None], version: str | None, gpus: Sequence[str]) -> Item:
+def _attention(service: Service, result: ProbeResult | None, gpus: Sequence[str]) -> Item:
+    """A server that cannot be asked is judged by the model of the settings, as far as that says anything."""
+    models = [model for model in (service.model, *((result.models if result else None) or ())) if model]
+    if not models:
+        return skipped(service.name, "not reached, and the settings name no model" if result is None else "it tells no model")
+    return judge_attention(service, models, result.version if result else None, gpus)
+
+
+def judge_attention(service: Service, models: Sequence[str], version: str | None, gpus: Sequence[str]) -> Item:
     """One server: the models it serves or is asked for, its version as `/version` tells, the GPUs that are watched."""
-    needing = next((model for model in models if model and needs_sinks(model)), None)
+    needing = next((model for model in models if needs_sinks(model)), None)
     if needing is None:
-        shown = ", ".join(sorted({model for model in models if model})) or "its model"
+        shown = ", ".join(sorted(set(models)))
         return passed(
             service.name, f"{shown} needs no attention kernel beyond the usual ones, as far as its configuration is here"
         )

@@ -32,6 +32,10 @@ def dimensions(world: World) -> Verdict:
     found, items = _told(world)
     if not found:
         return Verdict(tuple(items), "" if items else "no embedder can be asked")
+    if len(found) == 1:
+        name, dimension = next(iter(found.items()))
+        items.append(skipped(name, f"{dimension} dimensions, and nothing else is there to compare them with"))
+        return Verdict(tuple(items))
     wanted = _of_the_path(found)
     for name, dimension in found.items():
         items.append(_compared(name, dimension, *wanted))

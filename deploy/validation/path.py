@@ -9,7 +9,7 @@ from typing import Any
 
 from collectors import probe_samples as samples
 from collectors.services import ServiceKind
-from deploy.validation.endpoints import probe_item
+from deploy.validation.endpoints import probe_item, problem_item
 from deploy.validation.types import Check, Item, Verdict, failed, passed, warning
 from deploy.validation.world import World
 from gpu_server.errors import EngineError
@@ -162,7 +162,11 @@ def _ranked(name: str, scores: list[float]) -> Item:
 
 def _probed(world: World, kinds: tuple[ServiceKind, ...]) -> list[Item]:
     """The functional probes, which send Hebrew; what a probe only notes (order, words missed) counts here."""
-    items = []
+    items = [
+        problem_item(service, made.problem)
+        for service, made in world.connections()
+        if service.kind in kinds and made.problem is not None
+    ]
     for service, result in world.probes("functional"):
         if service.kind not in kinds:
             continue

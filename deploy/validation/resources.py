@@ -213,6 +213,6 @@ CHECKS = (
     Check("D-1", "Machines", "Room on the disks", "Traces, caches, uploads and images can still be written.", disks),
     Check("D-2", "Machines", "Memory for the models", "Machines have memory left, and the weights fit into it.", memory),
     Check("D-3", "Machines", "The data folder can be written", "Nothing that is to be kept is lost.", data_folder),
-    Check("D-4", "Path", "The stores are there and filled", "A question has passages to be answered from.", stores),
     Check("G-1", "Machines", "Driver and CUDA fit", "torch can use the GPU that is there.", driver),
 )
+D_4 = Check("D-4", "Path", "The stores are there and filled", "A question has passages to be answered from.", stores)

@@ -94,4 +94,4 @@ def page(browser: Browser) -> Iterator[Page]:
 def settled(page: Page) -> None:
     """Wait until the script has run and nothing is a skeleton any more."""
     page.wait_for_selector("[data-testid='stApp'][data-test-connection-state='CONNECTED'][data-test-script-state='notRunning']")
-    page.wait_for_function("!document.querySelector('[data-testid=\"stSkeleton\"]')")
+    page.wait_for_selector("[data-testid='stSkeleton']", state="detached")  # not wait_for_function: our CSP forbids its eval

@@ -47,7 +47,9 @@ class Watched:
 
     def unfold(self) -> None:
         """Open everything that is folded: what is not shown is not rendered."""
-        self.page.evaluate("document.querySelectorAll('[data-testid=stMain] details:not([open]) > summary').forEach(s => s.click())")
+        self.page.evaluate(
+            "document.querySelectorAll('[data-testid=stMain] details:not([open]) > summary').forEach(s => s.click())"
+        )
         settled(self.page)
 
     def harm(self) -> list[str]:
@@ -74,7 +76,10 @@ def watched(context: BrowserContext, origin: str) -> Iterator[Watched]:
     page.on("websocket", lambda opened: request(opened.url))
     page.on("dialog", dialog)
     page.on("popup", lambda other: seen.foreign.append(f"popup {other.url}"))
-    page.on("console", lambda said: seen.violations.append(said.text) if "VIOLATION" in said.text else None)
+    page.on(
+        "console",
+        lambda said: seen.violations.append(said.text) if FOREIGN in said.text or "VIOLATION inline" in said.text else None,
+    )
     page.add_init_script("addEventListener('securitypolicyviolation', e => console.error('VIOLATION ' + e.blockedURI))")
     yield seen
     page.close()

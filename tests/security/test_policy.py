@@ -35,10 +35,23 @@ TRY = f"""async () => {{
   await new Promise(done => setTimeout(done, 500));
   return [...new Set(blocked)].sort();
 }}"""
-WANTED = {"img-src", "script-src-elem", "style-src-elem", "frame-src", "object-src", "media-src", "font-src", "connect-src", "form-action"}
+WANTED = {
+    "img-src",
+    "script-src-elem",
+    "style-src-elem",
+    "frame-src",
+    "object-src",
+    "media-src",
+    "font-src",
+    "connect-src",
+    "form-action",
+}
 # What a browser loads by itself: sources in markup, style sheets, modules.
-LOADS = re.compile(r"""(?:src|href|action|poster|data|srcset)\s*=\s*\\?["']https?://[^"']+|url\(\s*["']?https?://|@import\s+["']?https?://
-    |import\s*\(?\s*["']https?://|fetch\(\s*["']https?://""", re.VERBOSE)
+LOADS = re.compile(
+    r"""(?:src|href|action|poster|data|srcset)\s*=\s*\\?["']https?://[^"']+|url\(\s*["']?https?://|@import\s+["']?https?://
+    |import\s*\(?\s*["']https?://|fetch\(\s*["']https?://""",
+    re.VERBOSE,
+)
 SHOWN_TO_BROWSERS = ("ui", "pages", "guard.py", "gpu_server/docs.html", "latency/reports", ".streamlit", "app.py", "access")
 
 
@@ -69,7 +82,13 @@ def test_no_page_of_ours_refers_to_a_foreign_host() -> None:
 
 
 def test_the_search_for_references_finds_them() -> None:
-    for text in ('<img src="http://x/y">', "<a href='https://x'>", "url(https://x/f.woff)", '@import "http://x"', 'fetch("https://x")'):
+    for text in (
+        '<img src="http://x/y">',
+        "<a href='https://x'>",
+        "url(https://x/f.woff)",
+        '@import "http://x"',
+        'fetch("https://x")',
+    ):
         assert LOADS.search(text), text
 
 

@@ -20,7 +20,9 @@ from typing import Any
 
 import httpx
 import tomli_w
+from PIL import Image, ImageDraw
 
+from _settings_models import SECRETS as SECRET_KEYS
 from latency.experiments.experiments import Experiment, ExperimentStore
 from rag.evaluation.evaluations import Evaluations
 from rag.evaluation.types import Judgement, Question
@@ -36,17 +38,12 @@ PATIENCE_SECONDS = 90.0
 QUESTION = f"What does the boiler manual say? {PAYLOAD}"
 STATUSES = (400, 401, 403, 404, 413, 418, 422, 429, 500, 503)  # that the language model's server refuses with
 EXPERIMENT = "5" * 32
-# Secret settings by key; a test compares them with those that the settings know.
-SECRET_KEYS = (
-    *("alerts.notify", "embeddings.api_key", "embeddings.headers", "gpu_server.token", "llm.api_key", "milvus.token"),
-    *("ocr.api_key", "redis.url", "reranker.api_key", "server.token", "speech.api_key"),
-)
 # Secrets elsewhere: passwords in addresses, and what entries of tables hold.
 OTHER_SECRETS = (
     *("llm.base_url", "reranker.api_url", "ocr.base_url", "speech.base_url", "traces.otlp_endpoint", "machines.passphrase"),
     *("services.api_key", "services.headers", "services.url", "services.query", "prometheus.headers", "prometheus.url"),
 )
-SECRETS = (*SECRET_KEYS, *OTHER_SECRETS)
+SECRETS = (*sorted(SECRET_KEYS), *OTHER_SECRETS)
 
 
 @dataclass
@@ -115,7 +112,10 @@ def started(folder: Path) -> Iterator[World]:
         stack.enter_context(_process_with_a_name())
         machine, service = f"machine {PAYLOAD}", f"service {PAYLOAD}"
         config = folder / "dashboard.toml"
-        config.write_text(tomli_w.dumps(_settings(folder, remote, redis, sshd, machine, service)))
+        settings = _settings(folder, remote, redis, sshd, machine, service)
+        for key in SECRET_KEYS:
+            _planted(settings, key.split("."), canary(key))
+        config.write_text(tomli_w.dumps(settings))
         _documents(folder / "documents")
         _experiments(folder / "data")
         port = free_port()
@@ -137,7 +137,7 @@ def _wait(world: World) -> None:
             return answer.status_code == 200 and len(answer.json()["passages"]) >= 3
         return False
 
-    eventually(answers, world.log.read_text)
+    eventually(answers, lambda: world.log.read_text()[-3000:])
 
 
 def _start(folder: Path, config: Path, port: int) -> subprocess.Popen[bytes]:
@@ -155,36 +155,38 @@ def _end(world: World) -> None:
         world.process.wait(60)
 
 
+def _planted(table: dict[str, Any], path: list[str], secret: str) -> None:
+    """Set the key to the secret where nothing else holds it, so that a new secret setting has one too."""
+    for name in path[:-1]:
+        table = table.setdefault(name, {})
+    table.setdefault(path[-1], secret)
+
+
 def _with_user(url: str, secret: str) -> str:
     """The address with a password in it."""
     return url.replace("://", f"://user:{canary(secret)}@")
 
 
-def _settings(
-    folder: Path, remote: HostileServer, redis: RedisServer, sshd: Sshd, machine: str, service: str
-) -> dict[str, Any]:
+def _settings(folder: Path, remote: HostileServer, redis: RedisServer, sshd: Sshd, machine: str, service: str) -> dict[str, Any]:
     key = keygen(folder / "sshd" / "locked_key", passphrase=canary("machines.passphrase"))
     with (folder / "sshd" / "authorized_keys").open("a") as file:
         file.write(Path(f"{key}.pub").read_text())
     return {
         "ingest": {"sample_corpus": False, "watch": [str(folder / "documents")], "watch_seconds": 1.0},
-        "milvus": {"token": canary("milvus.token")},
-        "gpu_server": {"token": canary("gpu_server.token"), "retries": 0},
-        "embeddings": {"api_key": canary("embeddings.api_key"), "headers": {"X-Team": canary("embeddings.headers")}},
+        "gpu_server": {"retries": 0},
+        "embeddings": {"headers": {"X-Team": canary("embeddings.headers")}},
         "reranker": {
             "api_url": _with_user(f"{remote.url}/locked", "reranker.api_url"),
-            "api_key": canary("reranker.api_key"),
             "api_dialect": "cohere",
         },
         "llm": {
             "base_url": _with_user(f"{remote.url}/llm", "llm.base_url"),
             "model": "hostile",
-            "api_key": canary("llm.api_key"),
             "default_hyde": "off",
             "retries": 0,
         },
-        "ocr": {"base_url": _with_user(f"{remote.url}/locked/ocr", "ocr.base_url"), "model": "m", "api_key": canary("ocr.api_key")},
-        "speech": {"base_url": _with_user(f"{remote.url}/locked/speech", "speech.base_url"), "api_key": canary("speech.api_key")},
+        "ocr": {"base_url": _with_user(f"{remote.url}/locked/ocr", "ocr.base_url"), "model": "m"},
+        "speech": {"base_url": _with_user(f"{remote.url}/locked/speech", "speech.base_url")},
         "redis": {"url": f"redis://:{canary('redis.url')}@127.0.0.1:{redis.port}/0"},
         "traces": {"otlp_endpoint": _with_user(f"{remote.url}/otlp", "traces.otlp_endpoint")},
         "alerts": {"notify": [f"json://user:{canary('alerts.notify')}@127.0.0.1:{remote.port}/locked/{canary('alerts.notify')}"]},
@@ -226,9 +228,9 @@ def _documents(folder: Path) -> None:
     (folder / f"page {NAME}.html").write_text(f"<title>{PAYLOAD}</title><h1>boiler</h1><p>{PAYLOAD} boiler</p>")
     (folder / f"table {NAME}.csv").write_text(f'name,"{PAYLOAD.replace(chr(34), chr(34) * 2)}"\nboiler,=1+1\n')
     (folder / "broken.docx").write_bytes(b"PK\x03\x04 no archive")
-    from PIL import Image
-
-    Image.new("RGB", (60, 30), "white").save(folder / "scan.png")
+    picture = Image.new("RGB", (600, 300), "white")
+    ImageDraw.Draw(picture).text((20, 100), "The boiler is brass and whistles", "black", font_size=30)
+    picture.save(folder / "scan.png")
     with wave.open(str(folder / "speech.wav"), "wb") as sound:
         sound.setparams((1, 2, 8000, 0, "NONE", ""))
         sound.writeframes(b"\x00\x10" * 8000)

@@ -1,7 +1,7 @@
 """Loaded by every Python process of `offline-check` (this folder is first on PYTHONPATH): notes each attempt to reach a host.
 
-Writes one JSON line an attempt to the file that RAGDECK_OFFLINE_LOG names, with the stack that made it. With
-RAGDECK_OFFLINE_GUARD=1 it also refuses attempts beyond this machine, where no network namespace does. Standard library only,
+Writes one JSON line an attempt to the file that OFFLINE_CHECK_LOG names, with the stack that made it. With
+OFFLINE_CHECK_GUARD=1 it also refuses attempts beyond this machine, where no network namespace does. Standard library only,
 and quiet about its own faults: it lives in processes that must not notice it.
 """
 
@@ -78,7 +78,14 @@ class _Watch:
         if key in self._seen or len(self._seen) >= MOST:
             return
         self._seen.add(key)
-        record = {"event": event, "kind": kind, "host": host, "port": port, "pid": os.getpid(), "parent": os.getppid()}
+        record: dict[str, object] = {
+            "event": event,
+            "kind": kind,
+            "host": host,
+            "port": port,
+            "pid": os.getpid(),
+            "parent": os.getppid(),
+        }
         record |= {"program": " ".join(sys.orig_argv[:3])[:200], "thread": threading.current_thread().name, "stack": stack}
         line = (json.dumps(record) + "\n").encode()
         try:
@@ -121,6 +128,6 @@ def _next_of_this_name() -> None:
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
-if os.environ.get("RAGDECK_OFFLINE_LOG"):
-    sys.addaudithook(_Watch(os.environ["RAGDECK_OFFLINE_LOG"], os.environ.get("RAGDECK_OFFLINE_GUARD") == "1"))
+if os.environ.get("OFFLINE_CHECK_LOG"):
+    sys.addaudithook(_Watch(os.environ["OFFLINE_CHECK_LOG"], os.environ.get("OFFLINE_CHECK_GUARD") == "1"))
 _next_of_this_name()

@@ -1,0 +1,179 @@
+"""Secrets planted in every setting that takes one, then everything that the dashboard gives out or keeps is searched for them."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import gzip
+import json
+import time
+import zlib
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser
+
+from _settings_models import SECRETS as SECRET_KEYS
+from tests.collectors.sshd import eventually as comes
+from tests.security.canaries import Search, canary
+from tests.security.looking import signed_in, watched
+from tests.security.payloads import PAYLOAD
+from tests.security.test_pages import PAGES, path_of
+from tests.security.world import SECRETS, STATUSES, World
+
+SEARCH = Search(SECRETS)
+
+
+# the search itself: a search that finds nothing anywhere would pass every test below
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_the_search_finds_a_secret_in_every_form(name: str) -> None:
+    secret = canary(name)
+    forms = [secret.encode(), secret[5:17].encode(), secret.upper().encode(), base64.b64encode(f"user:{secret}".encode())]
+    forms += [base64.b64encode(b"xx" + secret.encode()), zlib.compress(secret.encode()), gzip.compress(secret.encode())]
+    for form in forms:
+        assert SEARCH.found(b"before " + form if not form.startswith((b"x\x9c", b"\x1f")) else form) == {name}
+    assert SEARCH.found(secret[:11].encode()) == set()
+
+
+def test_the_search_finds_a_secret_in_files_and_rows(tmp_path: Path) -> None:
+    import sqlite3
+
+    db = sqlite3.connect(tmp_path / "a.db")
+    db.execute("CREATE TABLE t (body BLOB)")
+    db.execute("INSERT INTO t VALUES (?)", (zlib.compress(canary("llm.api_key").encode()),))
+    db.commit()
+    db.close()
+    (tmp_path / "log").write_text(canary("server.token"))
+    assert SEARCH.in_folder(tmp_path) == {f"{tmp_path}/a.db t": {"llm.api_key"}, f"{tmp_path}/log": {"server.token"}}
+
+
+# the product
+
+
+@pytest.fixture(scope="module")
+def used(world: World) -> World:
+    """After everything that could make it tell: questions, refusals of every kind, failed documents, alerts, spans sent."""
+    for status in STATUSES:
+        answer = world.ask_refused(status)
+        assert answer["outcome"] == "failed"
+    world.call("POST", "/api/v1/ask", json={"query": "x", "wrong": canary("unused")[:5]})
+    world.call("POST", "/api/v1/ask", content=b"{", headers={"content-type": "application/json"})
+    world.call("GET", "/api/v1/queries", token="wrong")
+    assert comes(lambda: bool(world.remote.asked("/otlp")), 30), "spans are to be sent"
+    assert comes(lambda: any("/ocr/" in path for path, _, _ in world.remote.requests), 30), "a scan is to be read"
+    assert comes(lambda: any("/speech/" in path for path, _, _ in world.remote.requests), 30), "a recording is to be read"
+    assert comes(lambda: bool(world.remote.asked("/locked/" + canary("alerts.notify"))), 60), "an alert is to be sent"
+    return world
+
+
+def test_every_secret_setting_is_planted(world: World) -> None:
+    import tomllib
+
+    given = (world.folder / "dashboard.toml").read_text()
+    assert set(SECRETS) >= SECRET_KEYS
+    assert [name for name in SECRETS if canary(name) not in given] == []
+    assert tomllib.loads(given)
+
+
+def test_secrets_reach_those_whom_they_are_for(used: World) -> None:
+    """Else nothing was at stake: servers got the keys, and repeated them."""
+    sent = json.dumps([(path, headers) for path, headers, _ in used.remote.requests])
+    for name in ("llm.base_url", "reranker.api_url", "services.headers", "services.api_key", "prometheus.headers"):
+        secret = canary(name)
+        basic = base64.b64encode(f"user:{secret}".encode()).decode()
+        assert secret in sent or basic in sent, name
+
+
+def test_answers_of_the_api_hold_none(used: World) -> None:
+    told = used.call("GET", "/api/v1/queries?limit=1000").json()
+    assert told["total"] >= len(STATUSES)
+    for row in told["queries"]:
+        body = used.call("GET", f"/api/v1/queries/{row['id']}?spans=1")
+        assert SEARCH.found(body.content + str(body.headers).encode()) == set()
+    for path in ("/metrics", "/api/health", "/api/v1/queries", "/nothing", "/_stcore/health", "/signin"):
+        answer = used.call("GET", path)
+        assert SEARCH.found(answer.content + str(answer.headers).encode()) == set(), path
+
+
+def test_spans_that_are_sent_on_hold_none(used: World) -> None:
+    bodies = [body for path, _, body in used.remote.asked("/otlp")]
+    assert bodies and [SEARCH.found(body) for body in bodies if SEARCH.found(body)] == []
+
+
+def test_prompts_and_alerts_hold_none(used: World) -> None:
+    bodies = [body for path, _, body in used.remote.requests if not path.startswith("/otlp")]
+    assert [found for body in bodies if (found := SEARCH.found(body))] == []
+
+
+def test_pages_and_their_websockets_and_downloads_hold_none(used: World, browser: Browser) -> None:
+    context = signed_in(browser, used.url, used.token)
+    row = used.call("GET", "/api/v1/queries").json()["queries"][0]["id"]
+    found: dict[str, set[str]] = {}
+    with watched(context, used.url) as seen:
+        frames: list[bytes] = []
+
+        def keep(payload: str | bytes) -> None:
+            frames.append(payload if isinstance(payload, bytes) else payload.encode())
+
+        seen.page.on("websocket", lambda socket: socket.on("framereceived", keep))
+        for path in [*(path_of(name) for name in PAGES), f"/query?id={row}", "/cache?view=entries", "/services?name=locked"]:
+            frames.clear()
+            seen.visit(path)
+            assert frames
+            found[path] = SEARCH.found(b"\n".join([seen.page.content().encode(), *frames]))
+        for button in seen.page.get_by_role("button", name="Download").all()[:3]:
+            with contextlib.suppress(Exception), seen.page.expect_download(timeout=5000) as download:
+                button.click()
+                found[f"download {path}"] = SEARCH.found(Path(download.value.path()).read_bytes())
+    context.close()
+    assert {path: names for path, names in found.items() if names} == {}
+
+
+def test_files_and_logs_hold_none(used: World) -> None:
+    """Everything that was written: data folder, log, what Redis was given."""
+    time.sleep(1.0)  # what is still being written
+    written = {str(path) for path in used.data.rglob("*") if path.is_file()}
+    assert any(path.endswith("traces.db") for path in written) and used.log.stat().st_size > 0
+    leaks = SEARCH.in_folder(used.data) | {"log": SEARCH.found(used.log.read_bytes())}
+    assert {place: names for place, names in leaks.items() if names} == {}
+
+
+def test_redis_holds_none(used: World) -> None:
+    import redis
+
+    client = redis.Redis.from_url(f"redis://:{canary('redis.url')}@127.0.0.1:{used.redis.port}/0")
+    kept = [key + b"\n" + (client.dump(key) or b"") for key in client.scan_iter()]
+    client.close()
+    assert SEARCH.found(b"\n".join(kept)) == set()
+
+
+def test_the_settings_as_they_are_shown_hold_none(world: World) -> None:
+    from settings import load
+
+    settings = load({"RAGDECK_CONFIG": str(world.folder / "dashboard.toml"), "RAGDECK_DATA": str(world.data)})
+    shown = (
+        json.dumps(settings.masked(), default=str) + settings.fingerprint() + repr(settings.server) + repr(settings.llm.api_key)
+    )
+    assert PAYLOAD[:20] in str(settings.machines[0]["name"])
+    assert SEARCH.found(shown.encode()) == set()
+
+
+def test_wrong_settings_are_told_without_secrets(tmp_path: Path) -> None:
+    """Each secret in a table where a value cannot be: the message quotes none."""
+    from settings import SettingsError, load
+
+    for key in sorted(SECRET_KEYS):
+        table, _, name = key.rpartition(".")
+        for wrong in (
+            f'{name} = ["{canary(key)}", 5]',
+            f'{name} = {{ a = "{canary(key)}" , b = 7 }}',
+            f'{name}x = "{canary(key)}"',
+        ):
+            (tmp_path / "dashboard.toml").write_text(f"[{table}]\n{wrong}\n")
+            try:
+                load({"RAGDECK_CONFIG": str(tmp_path / "dashboard.toml"), "RAGDECK_DATA": str(tmp_path)})
+            except SettingsError as problem:
+                said = str(problem) + repr(problem.problems)
+                assert SEARCH.found(said.encode()) == set(), key
