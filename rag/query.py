@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,12 +23,13 @@ from rag.cache_stage import OFF, CacheStage
 from rag.errors import Cancelled
 from rag.hyde_history import HydeHistory
 from rag.otlp import SpanRecord
-from rag.recorder import Recorder, SpanNote, stage_error
+from rag.recorder import Recorder, stage_error
 from rag.routes import fuse
 from rag.semantic_cache import CachedAnswer, Lookup, SemanticCache
 from rag.store import Store
 from rag.trace import Tracing
-from rag.types import Answer, Event, HydeEffect, Options, Outcome, Passage, Problem, Tokens
+from rag.types import Answer, Event, HydeEffect, Options, Outcome, Passage, Problem
+from rag.writing import Writing
 
 log = logging.getLogger(__name__)
 
@@ -137,14 +138,10 @@ class _Run:
         self.found_plain: tuple[str, ...] | None = None
         self.found_blended: tuple[str, ...] | None = None
         self.kept: tuple[Passage, ...] = ()
-        self.prompt: tuple[Mapping[str, str], ...] = ()
         self.hyde_text: str | None = None
         self.best_dense: float | None = None
         self.text = ""
-        self.first_token: float | None = None
-        self.ttft: float | None = None
-        self.tokens = Tokens()
-        self.finish_reason: str | None = None
+        self.writing = Writing(recorder, control, clients.prompts)
 
     def path(self) -> Generator[Event, None, tuple[Outcome, Problem | None]]:
         try:
@@ -202,11 +199,12 @@ class _Run:
 
     def give(self, hit: CachedAnswer) -> Events:
         self.kept = tuple(passage for passage in hit.passages if passage.kept)
-        self.candidates, self.text, self.finish_reason = hit.passages, hit.answer, hit.finish_reason
+        self.candidates, self.text = hit.passages, hit.answer
+        self.writing.finish_reason = hit.finish_reason
         for stage in self.stages.not_run():
             yield self.stages.skip(stage, "answered from the cache")
         yield {"type": "passages", "passages": [passage.to_json() for passage in self.candidates]}
-        self.first_token = self.stages.elapsed()
+        self.writing.first_token = self.stages.elapsed()
         yield {"type": "token", "text": self.text}
 
     def keep(self, result: Answer) -> None:
@@ -284,7 +282,7 @@ class _Run:
         with self.stages.span("hyde", "write a hypothetical answer", can_degrade=True) as note:
             if self.clients.hyde_history is not None and self.options.hyde == "auto":
                 note.facts["why"] = self.clients.hyde_history.decide(self.question, self.best_dense).reason
-            for piece in self._stream(chat, request, note):
+            for piece in self.writing.stream(chat, request, note):
                 texts.append(piece)
         if not self.stages.degraded("hyde"):  # what broke off in the middle is not searched with
             self.hyde_text = "".join(texts).strip() or None
@@ -395,94 +393,18 @@ class _Run:
         self.control.check()
         yield self.stages.started("generate")
         chat = self.clients.chat
-        pieces = self._quote() if chat is None else self._chat(chat)
+        write = self.writing
+        model = self.options.model
+        pieces = write.quote(self.question, self.kept) if chat is None else write.answer(chat, self.question, self.kept, model)
         for piece in pieces:
             self.text += piece
             yield {"type": "token", "text": piece}
             if self.control.cancelled.is_set():
                 pieces.close()
                 raise Cancelled("the query was cancelled while it was answered")
-        self.text = self._without_reasoning(self.text).strip()
-        yield {"type": "prompt", "prompt": [dict(message) for message in self.prompt]}
+        self.text = write.without_reasoning(self.text).strip()
+        yield {"type": "prompt", "prompt": [dict(message) for message in write.prompt]}
         yield self.stages.finished("generate")
-
-    def _without_reasoning(self, text: str) -> str:
-        """A chat template that opens `<think>` itself leaves only the closing tag in the stream: seen when it comes."""
-        _, tag, answer = text.partition("</think>")
-        if tag:
-            self.stages.degrade("generate", "the server streamed the reasoning as answer; start it with its reasoning parser")
-        return answer if tag else text
-
-    def _quote(self) -> Generator[str, None, None]:
-        with self.stages.span("generate", "quote the best sentences") as note:
-            note.handle.set(model="extractive")
-            note.where, note.device, note.model = "in-process", "cpu", "extractive (no language model configured)"
-            started = self.stages.elapsed()
-            for sentence in generate.extract(self.question, self.kept):
-                if self.first_token is None:
-                    self._mark_first(note, started)
-                yield f"{sentence}\n\n"
-            note.compute = self.stages.elapsed() - started
-            self.finish_reason = "stop"
-
-    def _chat(self, chat: ChatModel) -> Generator[str, None, None]:
-        prompts = self.clients.prompts
-        self.prompt, fitted = generate.prompt(prompts.answer, self.question, self.kept, prompts.context_tokens)
-        if fitted < len(self.kept):
-            self.stages.degrade("generate", f"{fitted} of {len(self.kept)} passages fit into llm.context_tokens")
-        timeout = self.control.timeout(prompts.timeout)
-        request = ChatRequest(self.prompt, prompts.max_tokens, prompts.temperature, model=self.options.model, timeout=timeout)
-        with self.stages.span("generate", "stream the answer") as note:
-            yield from self._stream(chat, request, note, is_answer=True)
-
-    def _mark_first(self, note: SpanNote, started: float) -> None:
-        self.first_token = self.stages.elapsed()
-        self.ttft = self.first_token - started
-        note.handle.first_token()
-
-    def _stream(
-        self, chat: ChatModel, request: ChatRequest, note: SpanNote, *, is_answer: bool = False
-    ) -> Generator[str, None, None]:
-        """The answer text of one completion as it comes, reasoning left out; fills the span with what is learnt of it."""
-        note.describe(chat.info)
-        note.handle.set(stream=True, max_tokens=request.max_tokens, temperature=request.temperature)
-        request = replace(request, headers={"traceparent": note.handle.traceparent()})
-        think = generate.ThinkFilter()
-        started = self.stages.elapsed()
-        first: float | None = None
-        tokens, finish = Tokens(), None
-        for delta in chat.stream(request):
-            self.control.check()
-            text, _ = think.feed(delta.text)
-            finish = delta.finish_reason or finish
-            if delta.prompt_tokens is not None:
-                tokens = Tokens(delta.prompt_tokens, delta.completion_tokens)
-            note.timing = delta.timing or note.timing
-            text = text if first is not None else text.lstrip()  # blanks after the reasoning are no first token
-            if text:
-                if first is None:
-                    first = self.stages.elapsed()
-                    if is_answer:
-                        self._mark_first(note, started)
-                yield text
-        if rest := think.rest():
-            yield rest
-        ended = self.stages.elapsed()
-        note.describe(chat.info)  # once more: the server has named its model by now
-        note.compute = ended - started
-        note.handle.set(input_tokens=tokens.prompt, output_tokens=tokens.completion, finish_reasons=finish)
-        note.facts |= {
-            "prompt_tokens": tokens.prompt,
-            "completion_tokens": tokens.completion,
-            "max_tokens": request.max_tokens,
-            "ttft_seconds": None if first is None else first - started,
-            "decode_seconds": None if first is None else ended - first,
-        }
-        if is_answer:
-            self.tokens = replace(tokens, per_second=_rate(tokens.completion, first, ended))
-            self.finish_reason = finish
-            if finish == "length":
-                self.stages.degrade("generate", f"the answer was cut at llm.max_tokens ({request.max_tokens})")
 
     # 7) the answer
 
@@ -500,14 +422,14 @@ class _Run:
             stages=self.stages.all(),
             timeline=self.stages.timeline,
             total_seconds=trace.elapsed(),
-            ttft_seconds=self.ttft,
-            first_token_seconds=self.first_token,
-            tokens=self.tokens,
+            ttft_seconds=self.writing.ttft,
+            first_token_seconds=self.writing.first_token,
+            tokens=self.writing.tokens,
             options=self.options,
             fingerprint={**self.clients.fingerprint, "models": self.stages.models()},
-            prompt=self.prompt,
+            prompt=self.writing.prompt,
             hyde_text=self.hyde_text,
-            finish_reason=self.finish_reason,
+            finish_reason=self.writing.finish_reason,
             origin=self.control.origin,
             hyde_effect=hyde.effect(self.found_plain, self.found_blended, best_dense=self.best_dense),
         )
@@ -540,10 +462,3 @@ def _best_dense(passages: Sequence[Passage]) -> float | None:
 
 def _first(passages: Sequence[Passage]) -> tuple[str, ...]:
     return tuple(passage.id for passage in passages[: hyde.TOP])
-
-
-def _rate(completion: int | None, first: float | None, ended: float) -> float | None:
-    """Tokens a second after the first: the decode rate, without the wait for the first token."""
-    if completion is None or first is None or completion < 2 or ended <= first:
-        return None
-    return (completion - 1) / (ended - first)
