@@ -16,8 +16,8 @@ from _settings_values import (
     AnswerPrompt,
     Device,
     Entries,
-    Headers,
     HeaderName,
+    Headers,
     HeaderSecret,
     Host,
     Hosts,
@@ -74,11 +74,15 @@ class Server(Section):
 class Oidc(Section):
     """Sign-in with an OpenID Connect provider; all four of the first settings are needed."""
 
-    metadata_url: HttpUrl | None = setting(None, "The provider's `…/.well-known/openid-configuration`.", "RAGDECK_OIDC_METADATA_URL")
+    metadata_url: HttpUrl | None = setting(
+        None, "The provider's `…/.well-known/openid-configuration`.", "RAGDECK_OIDC_METADATA_URL"
+    )
     client_id: Text | None = setting(None, "Our name at the provider.", "RAGDECK_OIDC_CLIENT_ID")
     client_secret: HeaderSecret | None = setting(None, "Our secret there.", "RAGDECK_OIDC_CLIENT_SECRET")
     redirect_uri: HttpUrl | None = setting(
-        None, "This dashboard as browsers see it, with `/oauth2callback`; registered at the provider.", "RAGDECK_OIDC_REDIRECT_URI"
+        None,
+        "This dashboard as browsers see it, with `/oauth2callback`; registered at the provider.",
+        "RAGDECK_OIDC_REDIRECT_URI",
     )
     groups_claim: Text = setting("groups", "Claim with the user's groups.")
     session_hours: float = setting(12.0, "How long a sign-in counts, in hours.", gt=0, le=720)
@@ -90,7 +94,9 @@ class Proxy(Section):
     header: HeaderName | None = setting(None, "Header with the user's name, such as X-Forwarded-User.")
     groups_header: HeaderName | None = setting(None, "Header with their groups, separated by commas.")
     secret_header: HeaderName = setting("X-RAGDeck-Proxy-Secret", "Header in which the proxy proves that it is the proxy.")
-    secret: HeaderSecret | None = setting(None, "What it sends there; at least 16 characters.", "RAGDECK_PROXY_SECRET", min_length=16)
+    secret: HeaderSecret | None = setting(
+        None, "What it sends there; at least 16 characters.", "RAGDECK_PROXY_SECRET", min_length=16
+    )
 
 
 class Access(Section):

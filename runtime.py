@@ -479,7 +479,7 @@ def shut_down() -> None:
 
 def _limits(settings: Settings) -> dict[str, int]:
     """Most jobs of a kind that run at once."""
-    alone = ("experiment", "evaluation", "calibration", "duplicates")
+    alone = ("experiment", "evaluation", "calibration", "duplicates", "validation")
     return {"query": settings.query.max_running, "inspect": settings.query.max_running, **dict.fromkeys(alone, 1)}
 
 

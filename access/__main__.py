@@ -105,7 +105,8 @@ def _audit(given: argparse.Namespace) -> int:
         print(json.dumps({"actions": [asdict(action) for action in actions]}, ensure_ascii=False))
         return 0
     for action in actions:
-        line = f"{action.at}  {action.outcome:8}  {action.who or '–'} from {action.address or '–'}: {action.what} {action.target or action.machine}"
+        who = f"{action.who or '–'} from {action.address or '–'}"
+        line = f"{action.at}  {action.outcome:8}  {who}: {action.what} {action.target or action.machine}"
         print("".join(character if character.isprintable() else "\ufffd" for character in line))
     return 0
 

@@ -11,7 +11,7 @@ INLINE_SCRIPT = "'sha256-THxz9J9+wf7rhwR2YkXJoSZ13UCmYyC+3lNDv2+8ugA='"
 CONTENT_SECURITY_POLICY = "; ".join(
     (
         "default-src 'self'",
-        f"script-src 'self' {INLINE_SCRIPT}",
+        f"script-src 'self' {INLINE_SCRIPT} 'wasm-unsafe-eval'",  # Streamlit loads a WebAssembly module of its own
         "script-src-attr 'none'",
         "style-src 'self' 'unsafe-inline'",
         "img-src 'self' data: blob:",

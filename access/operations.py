@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from access import audit
+from access import addresses, audit, uploads
 from access.scopes import Identity, Scope
 from collectors.audit import AuditLog
 from rag.errors import RagError
@@ -23,6 +23,8 @@ class Operation(NamedTuple):
     scope: Scope | Callable[..., Scope]
     what: str | None
     target: Callable[..., str] = lambda *given, **named: _first(given)
+    check: Callable[..., None] = lambda *given, **named: None
+    """Raises RagError bad_input for what is done by nobody."""
 
 
 def _first(given: tuple[object, ...]) -> str:
@@ -49,21 +51,29 @@ def _paths(paths: Any, *_: object, label: str | None = None, **__: object) -> st
     return label or f"{len(paths)} paths"
 
 
+def _address(entry: Mapping[str, Any], *_: object, **__: object) -> None:
+    addresses.check_host(str(entry.get("address", "")).rpartition("@")[2], lambda name: ())  # names are the operator's own
+
+
+def _content(name: str, data: bytes, *_: object, **__: object) -> None:
+    uploads.check([(name, data)], uploads.Bounds(1, len(data), len(data)))  # sizes are bounded where they come in
+
+
 OPERATIONS: Mapping[str, Operation] = {
     "submit_query": Operation("ask", None),
     "test_model": Operation("ask", None),
     "reload_model": Operation("operate", "reload a model"),
     "change": Operation("operate", "change settings", _keys),
-    "add_machine": Operation("operate", "add or change a machine", _name),
+    "add_machine": Operation("operate", "add or change a machine", _name, _address),
     "remove_machine": Operation("operate", "remove a machine"),
     "change_alert_rules": Operation("operate", "change alert rules", _keys),
-    "save_upload": Operation("operate", "keep an uploaded file"),
+    "save_upload": Operation("operate", "keep an uploaded file", check=_content),
     "submit_ingest": Operation("operate", "ingest documents", _paths),
     "remove_document": Operation("operate", "remove a document"),
     "jobs.submit": Operation(_job_scope, "start a job", lambda kind, title, *_, **__: f"{kind}: {title}"[:200]),
     "library.remove": Operation("operate", "remove a document"),
     "library.reset": Operation("operate", "empty a collection", lambda collection=None: collection or "the one in use"),
-    "library.save_upload": Operation("operate", "keep an uploaded file"),
+    "library.save_upload": Operation("operate", "keep an uploaded file", check=_content),
     "library.submit": Operation("operate", "ingest documents", _paths),
     "library.ingestions.pause": Operation("operate", "pause an ingestion"),
     "library.ingestions.cancel": Operation("operate", "cancel an ingestion"),
@@ -162,6 +172,7 @@ def _checked(call: Callable[..., Any], operation: Operation, path: str, viewer: 
         if operation.what is None or scope != "operate":
             return call(*given, **named)
         with audit.recorded(viewer.log, who, viewer.address, operation.what, target):
+            operation.check(*given, **named)
             return call(*given, **named)
 
     return checked

@@ -1,4 +1,4 @@
-"""`python -m deploy plan`. Exit codes: 0 ok, 1 failed (for `plan`: does not fit), 2 wrong usage.
+"""`python -m deploy COMMAND`. Exit codes: 0 ok, 1 failed (for `plan`: does not fit), 2 wrong usage.
 
 Each command is a module `cli_NAME.py` with `add_arguments(parser)` and `run(arguments) -> int`, and a line in `COMMANDS`.
 """
@@ -25,21 +25,24 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    given = _parser().parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    given = _parser(next((word for word in words if word in COMMANDS), None)).parse_args(words)
     try:
         return int(given.run(given))
     except RagError as problem:
         return _refuse(problem, bool(getattr(given, "json", False)))
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(wanted: str | None) -> argparse.ArgumentParser:
+    """Only the wanted command is imported: a plan needs no runtime, and an installation nothing at all."""
     parser = argparse.ArgumentParser(prog="python -m deploy", description="Plan, render, check and move a deployment.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, help_text in COMMANDS.items():
-        module = importlib.import_module(f"deploy.cli_{name.replace('-', '_')}")
-        command = commands.add_parser(name, help=help_text, description=module.__doc__)
-        module.add_arguments(command)
-        command.set_defaults(run=module.run)
+        module = importlib.import_module(f"deploy.cli_{name.replace('-', '_')}") if name == wanted else None
+        command = commands.add_parser(name, help=help_text, description=module.__doc__ if module else None)
+        if module:
+            module.add_arguments(command)
+            command.set_defaults(run=module.run)
     return parser
 
 

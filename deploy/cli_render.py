@@ -70,13 +70,16 @@ def _reason(target: str) -> str:
 def _report(site: Site, found: Sequence[Difference], arguments: argparse.Namespace) -> None:
     if arguments.json:
         changes = [{"path": each.path, "change": each.change} for each in found]
-        print(json.dumps({"source": site.source, "sha256": site.digest, "checked": arguments.check, "files": changes}))
+        said = {"source": site.source, "sha256": site.digest, "checked": arguments.check, "files": changes}
+        print(json.dumps({**said, "warnings": list(site.warnings())}, ensure_ascii=False))
         return
     for each in found:
         if each.change != "unchanged":
             print(f"{each.change:<10}{each.path}")
     same = sum(each.change == "unchanged" for each in found)
     print(f"{len(found)} files, {same} unchanged{', nothing written' if arguments.check else ''}")
+    for warning in site.warnings():
+        print(f"warning: {warning}")
     for host, plan in site.plans.items():
         for note in plan.notes:
             print(f"note: {host}: {note}")

@@ -1,6 +1,7 @@
 """`python -m gpu_server`: the models of one machine over HTTP. The only reader of the environment in this package.
 
-Exit codes: 0 after SIGTERM or Ctrl-C, 1 when it cannot listen, 2 for wrong usage. Models that fail to load end nothing:
+Exit codes: 0 after SIGTERM or Ctrl-C, 1 when it cannot listen, 2 for wrong usage, and for listening
+beyond this machine without a key. Models that fail to load end nothing:
 `/health` tells why, and tries again.
 """
 
@@ -33,6 +34,9 @@ KEEP_ALIVE_SECONDS = 75  # longer than clients keep unused connections, so that 
 END_SECONDS = 5  # for answers that are being sent
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 LISTENING = "listening on {address}: embedder {embedder}, reranker {reranker}, device {device}, precision {precision}"
+CLOSED = """\
+refused to listen on {host} without a key: whoever reaches the port could use the models and read what others send.
+Set GPU_SERVER_TOKEN (or --api-key), here and where the clients run; or listen on this machine alone: --host 127.0.0.1"""
 
 log = logging.getLogger("gpu_server")
 
@@ -54,7 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"cannot listen on {options.host} port {options.port}: {problem.strerror or problem}", file=sys.stderr)
         return 1
     if not options.api_key and not _is_loopback(listener):
-        log.warning("listening beyond this machine without --api-key: whoever reaches the port can use the models")
+        listener.close()
+        print(CLOSED.format(host=options.host), file=sys.stderr)
+        return 2
     return _serve(options, engine, listener)
 
 

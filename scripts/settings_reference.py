@@ -104,7 +104,9 @@ def example_toml() -> str:
             # A mapping without its required keys is an error, so its header stays a comment too.
             parts.append(f"\n{'# ' if table == 'milvus.mapping' else ''}[{table}]\n")
         value = "" if row.default in (None, "required") else list(row.default) if isinstance(row.default, tuple) else row.default
-        line = tomli_w.dumps({name: value}).replace("[\n    ", "[").replace(",\n    ", ", ").replace(",\n]", "]")  # a comment is one line
+        line = (
+            tomli_w.dumps({name: value}).replace("[\n    ", "[").replace(",\n    ", ", ").replace(",\n]", "]")
+        )  # a comment is one line
         parts.append(f"# {row.meaning}\n# {line}")
     return "".join([*parts, WATCHED])
 

@@ -601,9 +601,9 @@ def test_a_failure_is_told_without_its_detail(local: Served) -> None:
 def test_nothing_may_come_from_another_host() -> None:
     policy = SECURITY_HEADERS["content-security-policy"]
     sources = {word for part in policy.split(";") for word in part.split()[1:]}
-    assert sources <= {"'self'", "'none'", "'unsafe-inline'", "data:", "blob:", INLINE_SCRIPT}
+    assert sources <= {"'self'", "'none'", "'unsafe-inline'", "'wasm-unsafe-eval'", "data:", "blob:", INLINE_SCRIPT}
     scripts = next(part.split() for part in policy.split("; ") if part.startswith("script-src "))
-    assert scripts == ["script-src", "'self'", INLINE_SCRIPT]
+    assert scripts == ["script-src", "'self'", INLINE_SCRIPT, "'wasm-unsafe-eval'"]
 
 
 def test_streamlits_inline_script_is_the_one_that_may_run() -> None:

@@ -12,11 +12,11 @@ from ui import cards, figures
 from ui.format import escape, parse_time, plural, time_html, unknown_html
 
 HOW = {
-    "open": "this RAG Deck asks nobody who they are, because it listens on this machine alone",
-    "server token": "by the server's own token, RAGDECK_TOKEN",
-    "api token": "by an API token",
-    "oidc": "by the account you signed in with",
-    "proxy": "by the proxy in front of this server",
+    "open": "This RAG Deck asks nobody who they are, because it listens on this machine alone",
+    "server token": "By the server's own token, RAGDECK_TOKEN",
+    "api token": "By an API token",
+    "oidc": "By the account you signed in with",
+    "proxy": "By the proxy in front of this server",
 }
 OUTCOMES = {
     "done": ("ok", "done"),

@@ -36,6 +36,7 @@ _PAGES = {
         st.Page(page("services"), title="Services", help="Does each answer, does it work, how long does it take."),
         st.Page(page("models"), title="Models", help="What is loaded, cold and warm times, settings in force."),
         st.Page(page("capacity"), title="Capacity", help="Will these models fit on these GPUs, with which flags, for what load."),
+        st.Page(page("readiness"), title="Readiness", help="The five success criteria and every check, with cause and cure."),
     ],
     "Content": [
         st.Page(page("knowledge"), title="Knowledge", help="Documents, ingestion, what is in a collection, and its care."),

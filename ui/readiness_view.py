@@ -71,9 +71,7 @@ def headline(found: Sequence[Criterion]) -> str:
 
 def criterion(found: Criterion, now: datetime, zone: tzinfo) -> str:
     """A criterion's card: its state, evidence with age, what to do next, and what it rests on."""
-    evidence = "".join(
-        f'<li class="rd-plain" style="font-size:inherit" dir="auto">{escape(line)}</li>' for line in found.evidence
-    )
+    evidence = "".join(f'<div class="rd-soft rd-plain" dir="auto">{escape(sentence(line))}</div>' for line in found.evidence)
     step = f'<div class="rd-plain" dir="auto">Next: {escape(sentence(found.next_step))}</div>' if found.next_step else ""
     rests = [link(check_url(code), code) for code in found.checks]
     if found.load_id is not None:
@@ -82,7 +80,7 @@ def criterion(found: Criterion, now: datetime, zone: tzinfo) -> str:
     return (
         f'<div class="rd rd-stack"><div class="rd-cardhead"><p class="rd-title">{escape(found.title)}</p>'
         f"{_age(found.at_unix, now, zone)}</div>{_mark(found.outcome, MET[found.outcome])}"
-        f'<ul class="rd-soft" style="margin:0;padding-left:1.1rem">{evidence}</ul>{step}{on}</div>'
+        f"{evidence}{step}{on}</div>"
     )
 
 
@@ -185,10 +183,14 @@ def _measures(measures: Mapping[str, float]) -> str:
     if not measures:
         return ""
     shown = "".join(
-        f'<span class="rd-pair"><span class="rd-soft">{escape(name)}</span> {escape(_number(name, value))}</span>'
+        f'<span class="rd-pair"><span class="rd-soft">{escape(_words(name))}</span> {escape(_number(name, value))}</span>'
         for name, value in measures.items()
     )
     return f'<div class="rd-pairs">{shown}</div>'
+
+
+def _words(name: str) -> str:
+    return name.removesuffix("_seconds").replace("_", " ")
 
 
 def _number(name: str, value: float) -> str:

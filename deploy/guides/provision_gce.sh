@@ -26,8 +26,14 @@ USAGE
 
 fail() { printf 'error: %s\n' "$1" >&2; [ $# -lt 2 ] || printf '       %s\n' "$2" >&2; exit 1; }
 wrong() { printf 'error: %s\n' "$1" >&2; usage >&2; exit 2; }
-step() { printf '\n== %s\n' "$1"; }
-quoted() { printf '%q ' "$@" | sed 's/ $//'; }
+step() { printf '\n== %s\n' "$1" >&2; }
+quoted() { # a command as one would type it
+  local word line=''
+  for word in "$@"; do
+    if [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]]; then line+="$word "; else line+="${word@Q} "; fi
+  done
+  printf '%s' "${line% }"
+}
 
 project='' sources='' zones='us-central1-a,us-central1-c' name='rag-gpu' network='default' disk_gb=120
 machine_type='g2-standard-4' image_family='pytorch-latest-gpu' image_project='deeplearning-platform-release'
@@ -61,7 +67,9 @@ done
 case ",$sources," in *,0.0.0.0/0,* | *,::/0,*) wrong '--sources names the whole world' ;; esac
 [[ $sources =~ ^[0-9a-fA-F:./,]+$ ]] || wrong '--sources is no list of addresses in CIDR form'
 [[ $name =~ ^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$ ]] || wrong "--name $name is no name of a VM"
-[[ $disk_gb =~ ^[0-9]+$ ]] && [ "$disk_gb" -ge 50 ] || wrong '--disk-gb is a number from 50 on: image, models and containers'
+if ! [[ $disk_gb =~ ^[0-9]{1,5}$ ]] || [ "$disk_gb" -lt 50 ]; then
+  wrong '--disk-gb is a number from 50 on: image, models and containers'
+fi
 if [ "$apply" = yes ] && [ "$offline" = yes ]; then wrong '--apply and --offline exclude each other'; fi
 [ "$offline" = yes ] || command -v gcloud >/dev/null || fail 'gcloud is not installed' 'Install the Google Cloud CLI and run: gcloud auth login'
 
@@ -73,21 +81,18 @@ change() {
 }
 
 step '1. GPU quota'
-region=${zones%%,*}; region=${region%-*}
-for metric in GPUS_ALL_REGIONS; do
-  free=$(look gcloud compute project-info describe --project "$project" --flatten='quotas[]' \
-    --filter="quotas.metric=$metric" --format='value(quotas.limit,quotas.usage)')
-  if [ "$offline" = no ]; then
-    awk -v m="$metric" '{ found = 1; if ($1 - $2 < 1) exit 1 } END { if (!found) exit 1 }' <<<"$free" ||
-      fail "$metric leaves no GPU (limit and usage: ${free:-none})" 'Ask for one more under IAM & Admin > Quotas; it takes minutes to days.'
-  fi
-done
-free=$(look gcloud compute regions describe "$region" --project "$project" --flatten='quotas[]' \
-  --filter='quotas.metric=NVIDIA_L4_GPUS' --format='value(quotas.limit,quotas.usage)')
-if [ "$offline" = no ]; then
-  awk '{ found = 1; if ($1 - $2 < 1) exit 1 } END { if (!found) exit 1 }' <<<"$free" ||
-    fail "NVIDIA_L4_GPUS in $region leaves none (limit and usage: ${free:-none})" 'Ask for one, or choose other --zones.'
-fi
+region=${zones%%,*}
+region=${region%-*}
+values='value(quotas.metric,quotas.limit,quotas.usage)'
+enough() { # metric, what limits it, and the lines of all quotas: metric, limit, usage
+  [ "$offline" = no ] || return 0
+  awk -v metric="$1" '$1 == metric { found = 1; if ($2 - $3 >= 1) free = 1 } END { exit !(found && free) }' <<<"$3" ||
+    fail "$1 leaves no GPU $2" 'Ask for one more under IAM & Admin > Quotas (minutes to days), or choose other --zones.'
+}
+quotas=$(look gcloud compute project-info describe --project "$project" --flatten='quotas[]' --format="$values")
+enough GPUS_ALL_REGIONS 'in this project' "$quotas"
+quotas=$(look gcloud compute regions describe "$region" --project "$project" --flatten='quotas[]' --format="$values")
+enough NVIDIA_L4_GPUS "in $region" "$quotas"
 
 step '2. A zone that has the L4'
 zone=''
@@ -97,7 +102,7 @@ for each in "${wanted[@]}"; do
   if [ "$offline" = yes ] || [ -n "$found" ]; then zone=$each; break; fi
 done
 [ -n "$zone" ] || fail "none of $zones has an L4" 'gcloud compute accelerator-types list --filter=name=nvidia-l4 lists the zones that do.'
-printf 'zone: %s\n' "$zone"
+printf 'zone: %s\n' "$zone" >&2
 
 step '3. The VM'
 exists=$(look gcloud compute instances list --project "$project" --filter="name=$name AND zone:$zone" --format='value(name)')

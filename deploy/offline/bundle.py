@@ -142,7 +142,7 @@ def _entries(
     saved: Sequence[Path],
     work: Path,
 ) -> tuple[list[Entry], dict[str, str]]:
-    files = dict(sources.program_files(wanted.root))
+    files = _snapshot(wanted.root, work / "program")
     files |= {f"wheels/{path.name}": path for path in found} | {f"images/{path.name}": path for path in saved}
     model_settings: dict[str, str] = {}
     for model, place in places:
@@ -157,6 +157,17 @@ def _entries(
             path.write_text(text, encoding="utf-8")
         files[f"config/{name}"] = path
     return [parts.entry(name, path) for name, path in sorted(files.items())], model_settings
+
+
+def _snapshot(root: Path, folder: Path) -> dict[str, Path]:
+    """The program's files as they are now: somebody may be working on them while gigabytes of parts are written."""
+    shutil.rmtree(folder, ignore_errors=True)
+    files = {}
+    for name, source in sources.program_files(root):
+        files[name] = folder / name
+        files[name].parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source, files[name])
+    return files
 
 
 def _model_files(place: completeness.Place, taken: Any) -> tuple[str, dict[str, Path]]:

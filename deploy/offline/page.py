@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from typing import NamedTuple
 
-REMOTE = r"(?:https?:)?//(?![/'\"\s>])[\w.-]+\.[a-zA-Z]{2,}[^\s'\"<>)\\]*"
+# Printable ASCII without quotes, brackets and backslash: what a URL ends at in a page, and in the bytes of a message.
+REMOTE = r"(?:https?:)?//(?![/'\"\s>])[\w.-]+\.[a-zA-Z]{2,}[!#-&(*-;=?-\[\]-~]*"
 IN_STYLE = re.compile(rf"(?:url\(\s*|@import\s+(?:url\(\s*)?)['\"]?({REMOTE})", re.I)
 IN_SCRIPT = re.compile(
     rf"(?:\bimport\(|\bimport\s*|\bfrom\s*|importScripts\(|new Worker\(|\bfetch\(|\.src\s*=\s*)\s*[`'\"]({REMOTE})"

@@ -6,7 +6,7 @@
     apps        settings, variables and secrets of our own processes
     files       what a rendered file is, its header, writing and checking a folder of them
     templates   texts with @NAMES@ to fill
-    systemd docker compose kubernetes firewall proxy monitoring     one target each: site -> files
+    systemd docker compose kubernetes kubernetes_network firewall proxy monitoring steps     a target each: site -> files
 
 A target is a pure function of the site. Knows no clock and asks nobody: the same settings give the same bytes.
 """

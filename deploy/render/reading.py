@@ -77,7 +77,7 @@ def parse(text: str, name: str = "deployment.toml") -> Site:
     if problems:
         raise _refused(name, problems, lines, data)
     site = Site(deployment, name, hashlib.sha256(text.encode()).hexdigest(), planned(deployment))
-    problems = [*_unplanned(site), *_unreachable(site)]
+    problems = [*_unplanned(site), *_unreachable(site), *_open(site)]
     if problems:
         raise _refused(name, problems, lines, data)
     return site
@@ -281,6 +281,15 @@ def _unreachable(site: Site) -> Iterator[Problem]:
         if len(site.deployment.hosts) > 1 or needed:
             why = f"the address at which {needed[0]} is reached" if needed else "an address that the other hosts see"
             yield Problem(("hosts", index, "address"), repr(host.address), why)
+
+
+def _open(site: Site) -> Iterator[Problem]:
+    """Model servers that others reach, and that ask for no key."""
+    for index, service in enumerate(site.deployment.services):
+        serves = service.role in VLLM or service.role == "gpu-server"
+        if serves and not service.token and site.run_by(service) != "external" and site.exposed(service):
+            expected = "the name of the variable that holds its key: it is reached from beyond its machine"
+            yield Problem(("services", index, "token"), "nothing", expected)
 
 
 def _unplanned(site: Site) -> Iterator[Problem]:

@@ -5,6 +5,7 @@ The only place that decides addresses and asks the planner; targets write down w
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -128,6 +129,16 @@ class Site:
     def named(self, sources: list[str] | tuple[str, ...]) -> Iterator[Client]:
         for name in sources:
             yield from (Client(name, cidr) for cidr in self.deployment.sources[name])
+
+    def warnings(self) -> Iterator[str]:
+        """What is allowed, and better otherwise."""
+        for service in self.deployment.services:
+            host, address = self.host(service), self.host(service).address
+            if host.kind == "machine" and self.exposed(service) and ipaddress.ip_address(address).is_global:
+                yield (
+                    f"{service.name} is reached over plain HTTP at the public address {address}: its key and what is asked can "
+                    "be read on the way. Give the host an address of a private network or a tunnel."
+                )
 
     # models
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from deploy.render import compose, docker, firewall, kubernetes, monitoring, proxy, systemd
+from deploy.render import compose, docker, firewall, kubernetes, monitoring, proxy, steps, systemd
 from deploy.render.files import File
 from deploy.render.site import Site
 
@@ -16,6 +16,7 @@ TARGETS: Mapping[str, Callable[[Site], Iterator[File]]] = {
     "firewall": firewall.files,
     "monitoring": monitoring.files,
     "proxy": proxy.files,
+    "steps": steps.files,
 }
 
 

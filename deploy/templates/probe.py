@@ -1,8 +1,10 @@
-"""Does a server answer with its model? `probe.py KIND PORT [MODEL]`; exit code 0 for yes. Standard library only: it runs in any image.
+"""Does a server answer with its model? `probe.py KIND PORT [MODEL]`; exit code 0 for yes. Standard library only, for any image.
 
 KIND is health:PATH (200 is well; our GPU server says so only after a real forward pass), completion, embedding or transcription
 (one small real request). The key comes from VLLM_API_KEY or GPU_SERVER_TOKEN. PROBE_SECONDS limits the wait (20).
 """
+
+from __future__ import annotations
 
 import io
 import json
@@ -12,11 +14,12 @@ import sys
 import urllib.error
 import urllib.request
 import wave
+from typing import Any
 
 MOST_BYTES = 4_000_000
 
 
-def main(arguments):
+def main(arguments: list[str]) -> int:
     if len(arguments) not in (2, 3):
         print(__doc__, file=sys.stderr)
         return 2
@@ -31,7 +34,7 @@ def main(arguments):
     return 1 if problem else 0
 
 
-def probe(kind, base, model):
+def probe(kind: str, base: str, model: str) -> str | None:
     """What is wrong, or None."""
     if kind.startswith("health:"):
         asked(base + kind.partition(":")[2])
@@ -49,11 +52,12 @@ def probe(kind, base, model):
     return f"unknown kind {kind!r}"
 
 
-def posted(url, body):
+def posted(url: str, body: dict[str, Any]) -> Any:
     return asked(url, json.dumps(body).encode(), "application/json")
 
 
-def asked(url, body=None, content_type=None):
+def asked(url: str, body: bytes | None = None, content_type: str | None = None) -> Any:
+    """The answer's JSON; of a plain look only that it came. Raises ValueError for a status that is no success, OSError."""
     request = urllib.request.Request(url, data=body)
     if content_type:
         request.add_header("Content-Type", content_type)
@@ -76,7 +80,7 @@ def asked(url, body=None, content_type=None):
         raise
 
 
-def form(model):
+def form(model: str) -> tuple[bytes, str]:
     """Half a second of silence as multipart/form-data."""
     sound = io.BytesIO()
     with wave.open(sound, "wb") as file:
@@ -85,10 +89,9 @@ def form(model):
         file.setframerate(16_000)
         file.writeframes(bytes(16_000))
     mark = "ragdeck-probe"
-    parts = [f'--{mark}\r\nContent-Disposition: form-data; name="model"\r\n\r\n{model}\r\n'.encode()]
-    parts.append(f'--{mark}\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\nContent-Type: audio/wav\r\n\r\n'.encode())
-    parts += [sound.getvalue(), f"\r\n--{mark}--\r\n".encode()]
-    return b"".join(parts), f"multipart/form-data; boundary={mark}"
+    field = f"--{mark}\r\nContent-Disposition: form-data; name="
+    said = f'{field}"model"\r\n\r\n{model}\r\n{field}"file"; filename="a.wav"\r\nContent-Type: audio/wav\r\n\r\n'
+    return said.encode() + sound.getvalue() + f"\r\n--{mark}--\r\n".encode(), f"multipart/form-data; boundary={mark}"
 
 
 if __name__ == "__main__":

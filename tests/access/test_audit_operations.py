@@ -144,6 +144,25 @@ def test_who_may_does_and_a_setting_s_value_is_not_in_the_log(log: AuditLog) -> 
     assert seen.deployment.restart("m", "u") == "bo from 10.0.0.9"
 
 
+def test_what_nobody_may_do_is_refused_before_it_is_done(log: AuditLog) -> None:
+    rt, kept = running(), []
+    rt.add_machine, rt.save_upload = kept.append, lambda name, data: kept.append(name)
+    seen = Guarded(rt, viewer(log, "operate"))
+    for attempt in (
+        lambda: seen.add_machine({"name": "m", "address": "169.254.169.254"}),
+        lambda: seen.add_machine({"name": "m", "address": "root@[::ffff:a9fe:a9fe]"}),
+        lambda: seen.save_upload("a.pdf", b"MZ no pdf"),
+        lambda: seen.save_upload("a.exe", b"x"),
+    ):
+        with pytest.raises(RagError) as caught:
+            attempt()
+        assert caught.value.kind == "bad_input"
+    assert kept == [] and {each.outcome for each in log.read()} == {"refused"}
+    seen.add_machine({"name": "m", "address": "10.0.0.7"})
+    seen.save_upload("a.txt", b"fine")
+    assert kept == [{"name": "m", "address": "10.0.0.7"}, "a.txt"]
+
+
 def test_asking_is_not_written_down_and_jobs_need_what_they_do(log: AuditLog) -> None:
     seen = Guarded(running(), viewer(log, "read", "ask"))
     assert seen.submit_query("q") == "job of q" and seen.jobs.submit("evaluation", "t", None) == "evaluation"

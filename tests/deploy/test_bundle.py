@@ -292,6 +292,20 @@ def test_an_upgrade_that_ended_in_between_is_finished_by_the_next_run(tmp_path: 
     assert not (tmp_path / "there.previous").exists()
 
 
+def test_an_installation_that_runs_is_not_upgraded(tmp_path: Path):
+    for number in ("1", "2"):
+        asked = wanted(program(tmp_path / "program", number), None)
+        bundle.make(asked, tmp_path / f"bundle{number}", tmp_path / "work", "2026-01-01T00:00:00+00:00", QUIET)
+    there = tmp_path / "there"
+    command.install(tmp_path / "bundle1", there, sys.executable, QUIET, QUIET)
+    running = subprocess.Popen([sys.executable, "-c", "input()"], cwd=there / "app", stdin=subprocess.PIPE)
+    (there / "dashboard.pid").write_text(str(running.pid))
+    with pytest.raises(InstallError, match="is running"):
+        command.install(tmp_path / "bundle2", there, sys.executable, QUIET, QUIET)
+    running.communicate(b"\n", timeout=30)
+    assert command.install(tmp_path / "bundle2", there, sys.executable, QUIET, QUIET) is True
+
+
 def test_a_failed_installation_leaves_what_was_there(tmp_path: Path):
     bundle.make(wanted(program(tmp_path / "program"), None), tmp_path / "bundle", tmp_path / "work", "", QUIET)
     with pytest.raises(InstallError, match="does not run"):

@@ -263,7 +263,7 @@ def test_a_failed_query_and_a_missing_policy_are_findings_with_either_isolation(
     outcome = running.run(tmp_path, dict(os.environ), None, None, frozenset(), isolation, lambda text: None)
     codes = {each.code for each in outcome.findings}
     assert codes == {"outbound_connection", "query_not_answered", "csp_missing"}, outcome.report
-    assert any(each.where.startswith(f"{tmp_path}/app.py:7") for each in outcome.findings)
+    assert any(each.where.startswith(f"{tmp_path}/app.py:6") for each in outcome.findings)
     assert (outcome.report["unrouted_packets"] is None) == (isolation == "guard")
 
 

@@ -6,6 +6,8 @@ import json
 import re
 import shlex
 import stat
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from functools import cache
@@ -378,6 +380,20 @@ def test_an_address_that_leads_nowhere_is_refused() -> None:
         reading.parse(VARIANTS["vm-and-vps"].replace("198.51.100.20", "127.0.0.1"))
 
 
+def test_a_model_server_that_others_reach_wants_a_key() -> None:
+    with pytest.raises(RagError, match=r"services\.llm\.token: found nothing, expected .* beyond its machine"):
+        reading.parse(VARIANTS["vm-and-vps"].replace('token = "LLM_TOKEN"\n', ""))
+    reading.parse(VARIANTS["single-vm"].replace('token = "LLM_TOKEN"\n', ""))
+
+
+def test_plain_http_over_a_public_address_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "d.toml").write_text(VARIANTS["vm-and-vps"].replace("203.0.113.10", "8.8.4.4"))
+    assert run(tmp_path / "d.toml", "--out", tmp_path / "out", "--json") == 0
+    found = json.loads(capsys.readouterr().out)["warnings"]
+    assert [each.split(" ")[0] for each in found] == ["llm", "gpu-server"] and all("8.8.4.4" in each for each in found)
+    assert not list(site("vm-and-vps").warnings())
+
+
 def test_an_unknown_model_and_no_toml_are_clear() -> None:
     with pytest.raises(RagError, match="host vm cannot be planned: the model 'nobody/nothing' is not in the table"):
         reading.parse(MINIMAL.replace("Qwen/Qwen3-8B-AWQ", "nobody/nothing"))
@@ -469,3 +485,23 @@ def test_one_target_and_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixtur
     capsys.readouterr()
     assert run("--preset", "kubernetes", "--show") == 0
     assert capsys.readouterr().out == text_of("kubernetes")
+
+
+def test_rendering_needs_no_model_library_and_no_runtime() -> None:
+    said = "import sys, deploy.cli_render; print(sorted({'torch', 'streamlit', 'runtime', 'pymilvus', 'settings'} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", said], cwd=Path(settings_module.__file__).parent, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_steps_name_what_is_there() -> None:
+    """Every script and folder that the steps speak of was rendered."""
+    for variant in VARIANTS:
+        said = made(variant)["STEPS.txt"].text
+        for name in re.findall(r"\./([a-z]+\.sh)", said):
+            assert any(path.endswith(f"/{name}") for path in made(variant)), (variant, name)
+        assert ("install.sh" in said) == any(path.endswith("install.sh") for path in made(variant))
+        assert ("nginx -t" in said) == any(path.endswith("ragdeck.conf") for path in made(variant))
+    split = made("vm-and-vps")["STEPS.txt"].text
+    assert split.index("On gpu-vm") < split.index("On vps"), "servers before those who use them"

@@ -323,11 +323,19 @@ def proxied(certificate: Path, folder: Path, allowed: str, upstream: str) -> Ite
     (folder / "nginx.conf").write_text(main)
     running = subprocess.Popen([nginx, "-p", folder, "-c", folder / "nginx.conf"])
     try:
-        wait_until(lambda: (folder / "pid").exists() and socket.create_connection(("127.0.0.1", port)).close() is None)
+        wait_until(lambda: _listens(port))
         yield f"https://127.0.0.1:{port}"
     finally:
         running.terminate()
         running.wait(30)
+
+
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 FORGED = {"X-Forwarded-User": "admin", "Remote-User": "admin", "X-Auth-Request-Email": "a@b", "X-Forwarded-For": "1.2.3.4"}

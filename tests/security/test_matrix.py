@@ -70,7 +70,7 @@ def tokens(world: World) -> dict[str, str]:
 
 
 def _created(store: TokenStore, name: str, scopes: tuple[Scope, ...]) -> tuple[str, str]:
-    made, secret = store.create(name, frozenset(scopes), "test")
+    secret, made = store.create(name, list(scopes), created_by="test")
     return made.id, secret
 
 
@@ -80,7 +80,7 @@ def wrong_tokens(tokens: dict[str, str]) -> dict[str, str | None]:
     return {
         "none": None,
         "wrong": "wrong",
-        "empty": " ",
+        "long": "x" * 4000,
         "almost": good[:-1] + ("A" if good[-1] != "A" else "B"),
         "expired": tokens["expired"],
         "revoked": tokens["revoked"],
@@ -99,7 +99,16 @@ def test_only_these_paths_are_open() -> None:
     """Each is harmless without a token: whether the server lives, and the ways to sign in."""
     opened = {(rule.method, rule.path) for rule in RULES if rule.scope is None}
     assert {path for _, path in opened} == {
-        *("/api/health", "/_stcore/health", "/signin", "/signin/oidc", "/auth/login", "/auth/logout", "/oauth2callback")
+        *(
+            "/api/health",
+            "/_stcore/health",
+            "/signin",
+            "/signin/oidc",
+            "/signout",
+            "/auth/login",
+            "/auth/logout",
+            "/oauth2callback",
+        )
     }
 
 

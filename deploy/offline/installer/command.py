@@ -20,7 +20,7 @@ from typing import Any
 
 from .environment import load_images, make_venv, write_settings
 from .errors import InstallError
-from .starting import start
+from .starting import running_pid, start
 from .unpacking import unpack
 from .verifying import check_machine, read_manifest, verify
 
@@ -37,6 +37,9 @@ def install(bundle: Path, to: Path, python: str, say: Callable[[str], None], not
         return False
     if to.exists() and installed_id(to) is None and any(to.iterdir()):
         raise InstallError(f"{to} holds something else", "Choose an empty or a new folder with --to.")
+    pid = running_pid(to)
+    if pid is not None:
+        raise InstallError(f"the dashboard in {to} is running", f"Stop it first, its data are moved: kill {pid}")
     check_machine(manifest, python, to)
     if new.exists():
         shutil.rmtree(new)

@@ -26,7 +26,7 @@ def start(to: Path, port: int, say: Callable[[str], None]) -> dict[str, Any]:
     """
     address = f"http://127.0.0.1:{port}"
     running = _answers(address)
-    if running and not _is_ours(to):
+    if running and running_pid(to) is None:
         raise InstallError(f"something else answers on port {port}", "Choose another with --port.")
     began = time.monotonic()
     process = None if running else _launch(to, port)
@@ -61,12 +61,13 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait(END_SECONDS)
 
 
-def _is_ours(to: Path) -> bool:
+def running_pid(to: Path) -> int | None:
+    """The process of the dashboard that `start` left running out of `to`; None where none does."""
     try:
         pid = int((to / "dashboard.pid").read_text(encoding="utf-8"))
-        return Path(f"/proc/{pid}/cwd").resolve() == (to / "app").resolve()
+        return pid if Path(f"/proc/{pid}/cwd").resolve(strict=True) == (to / "app").resolve() else None
     except (OSError, ValueError):
-        return False
+        return None
 
 
 def _wait(address: str, process: subprocess.Popen[bytes] | None, to: Path, say: Callable[[str], None]) -> None:
