@@ -31,6 +31,8 @@ from settings import Settings
 
 log = logging.getLogger("ragdeck")
 
+LONGEST_SUFFIX_BYTES = 64
+
 
 @dataclass(frozen=True, slots=True)
 class Knowledge:
@@ -231,6 +233,8 @@ class Library:
         """Keep an uploaded file under the data folder; its name is its identity: the same name again replaces it."""
         safe = re.sub(r"[^\w.\- ()\[\]]", "_", Path(name.replace("\\", "/")).name).lstrip(".") or "upload"
         stem, suffix = Path(safe).stem, Path(safe).suffix
+        if len(suffix.encode()) > LONGEST_SUFFIX_BYTES:  # no kind of file
+            stem, suffix = safe, ""
         encoded = stem.encode()[: 250 - len(suffix.encode())].decode(errors="ignore")
         self.uploads.mkdir(parents=True, exist_ok=True)
         path = self.uploads / f"{encoded}{suffix}"

@@ -11,6 +11,7 @@ import streamlit as st
 
 from collectors.alerts import Alert
 from rag.errors import RagError
+from rag.types import Problem
 from settings import SettingsError
 from ui import alerts_view, cards, charts
 from ui.cached import kept_points, now, the_runtime, zone
@@ -32,7 +33,7 @@ def acknowledge(*numbers: int) -> None:
     try:
         for number in numbers:
             runtime.alerts.acknowledge(number)
-    except sqlite3.Error as problem:
+    except (sqlite3.Error, RagError) as problem:
         st.toast(f"It could not be kept: {problem}")
 
 
@@ -166,8 +167,11 @@ def notifications() -> None:
             return
         st.html(alerts_view.notify_line(health))
         if st.button("Send a test message", key="notify-test"):
-            with st.spinner("Sending …", show_time=True):
-                st.html(alerts_view.notify_results(runtime.notifier.test()))
+            try:
+                with st.spinner("Sending …", show_time=True):
+                    st.html(alerts_view.notify_results(runtime.notifier.test()))
+            except RagError as error:
+                st.html(cards.problem_note(Problem(None, error.kind, error.message, error.address, error.next_step), "Sending"))
 
 
 def asked_for(text: str) -> Alert | None:

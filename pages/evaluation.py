@@ -20,7 +20,7 @@ from rag.evaluation.collection import content, unknown_sources
 from rag.evaluation.evaluations import Evaluations, Plan
 from rag.evaluation.types import METRICS, QuestionSet, Run, SetInfo, Setting
 from rag.types import Event, Problem
-from ui import cards, evaluation_forms, evaluation_results, evaluation_trend, evaluation_view
+from ui import cards, evaluation_forms, evaluation_results, evaluation_trend, evaluation_view, viewer
 from ui.cached import now, the_runtime, zone
 from ui.evaluation_view import METRIC_WORDS
 from ui.format import escape, plural, seconds
@@ -31,7 +31,7 @@ REFRESH_SECONDS = 1.0
 KIND = "evaluation"
 EVERY = "all"
 runtime = the_runtime()
-evaluations = Evaluations(runtime.settings.data_dir)
+evaluations = viewer.restricted(Evaluations(runtime.settings.data_dir), "evaluations", runtime)
 
 
 def problem(error: RagError, what: str) -> None:

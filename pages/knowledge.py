@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
 import streamlit as st
+from streamlit.runtime.uploaded_file_manager import UploadedFile
 
+from access import uploads, wiring
 from jobs import JobsFull
 from library import Knowledge
 from rag.errors import RagError
@@ -69,8 +71,18 @@ def add_card() -> None:
         if sent and not files:
             st.html(cards.note("warn", "No file is chosen."))
         if sent and files:
-            paths = [runtime.save_upload(file.name, file.getvalue()) for file in files]
-            submit(paths, plural(len(paths), "uploaded file"))
+            take(files)
+
+
+def take(files: Sequence[UploadedFile]) -> None:
+    """Keep and read in what was uploaded, once all of it is known to be what it says."""
+    try:
+        uploads.check([(file.name, file.getvalue()) for file in files], wiring.upload_bounds(runtime.settings))
+        paths = [runtime.save_upload(file.name, file.getvalue()) for file in files]
+    except RagError as error:
+        st.html(cards.problem_note(Problem(None, error.kind, error.message, error.address, error.next_step), "Upload"))
+        return
+    submit(paths, plural(len(paths), "uploaded file"))
 
 
 @st.dialog("Remove this document?")

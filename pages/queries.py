@@ -6,7 +6,7 @@ import streamlit as st
 
 from rag.errors import RagError
 from rag.trace_rows import QueryFilter
-from ui import cards, exports, query_list
+from ui import cards, exports, forget_view, query_list
 from ui.cached import now, query_page, the_runtime, zone
 from ui.format import escape, plural
 from ui.links import page
@@ -128,3 +128,4 @@ if rows:
     st.html(query_list.rows_html(rows, now(), zone()))
 else:
     st.html(cards.empty(f"None of {plural(total, 'query', 'queries')} matches.", "Widen the time, or clear the filters above."))
+forget_view.many(where, matching)

@@ -7,7 +7,7 @@ import json
 import streamlit as st
 
 from rag.errors import RagError
-from ui import answer_view, ask_form, cards, figures, mark_view, query_list
+from ui import answer_view, ask_form, cards, figures, forget_view, mark_view, query_list
 from ui.cached import now, the_runtime, zone
 from ui.format import escape, parse_time, seconds, time_html
 from ui.links import page
@@ -73,4 +73,5 @@ with st.container(horizontal=True):
         help="This query again with one thing changed, in turn with itself unchanged, several times.",
     )
     st.page_link(page("compare"), label="Compare with another", query_params={"a": answer.id})
+    forget_view.one(answer.id)
     st.page_link(page("queries"), label="All queries")

@@ -140,6 +140,8 @@ def _serve(given: argparse.Namespace) -> int:
     from starlette.applications import Starlette
 
     import runtime
+    from access import api as access_api
+    from access import limits, wiring
     from guard import Guard, Policy
     from latency.otlp import api as receiving
     from rag import api
@@ -147,14 +149,23 @@ def _serve(given: argparse.Namespace) -> int:
 
     settings = load()
     host, port = given.host or settings.api.host, given.port or settings.api.port
-    token = settings.server.token.get_secret_value() if settings.server.token else None
-    rules = Policy(host, tuple(settings.server.allowed_hosts), tuple(settings.server.allowed_origins), token)
+    wiring.checked_start(settings, host)
+    wiring.redact_logs(settings)
+    limits.hurry_all()
+    rules = Policy(
+        host,
+        tuple(settings.server.allowed_hosts),
+        tuple(settings.server.allowed_origins),
+        access=wiring.authenticator(settings, host, sign_in=False),
+        limits=wiring.limits(settings),
+    )
     running = runtime.get(f"http://{'127.0.0.1' if rules.loopback_only else host}:{port}")
     running.store.open()  # a store held by another process ends this here, with who holds it
     running.start()
     logging.getLogger().setLevel(logging.INFO)
     try:
-        server = Guard(Starlette(routes=[*api.routes(runtime.started), *receiving.routes(runtime.started)]), rules)
+        parts = (api, receiving, access_api)
+        server = Guard(Starlette(routes=[route for part in parts for route in part.routes(runtime.started)]), rules)
         uvicorn.run(server, host=host, port=port, log_level="info", timeout_graceful_shutdown=10)
     except KeyboardInterrupt:  # uvicorn drains on SIGTERM and SIGINT, then raises the signal once more for us
         return 0

@@ -54,7 +54,8 @@ class OpenAIChat:
             api_key=api_key or "none",
             max_retries=0,
             timeout=_timeouts(timeout),
-            http_client=openai.DefaultAsyncHttpxClient(auth=login(base)),  # in the address, logs of requests would have it
+            # the login apart from the address, which logs have; a redirect would take the key to another host
+            http_client=openai.DefaultAsyncHttpxClient(auth=login(base), follow_redirects=False),
         )
 
     @property

@@ -1,7 +1,7 @@
 """`python scripts/audit_dependencies.py [--advisories auto|never|require]`: what is wrong with what is installed.
 
-Always, without a network: every requirement is pinned exactly and installed so, no package is installed that nobody needs to know the
-licence of, nothing comes from a folder or a URL, and what is installed fits together. Where the advisory service can be reached,
+Always, without a network: every requirement is pinned exactly and installed so, every package names a licence that asks for a
+notice only, nothing comes from a folder or a URL, and what is installed fits together. Where the advisory service can be reached,
 `pip-audit` looks every package up; where it cannot, that is said, and is no success of that part.
 Exit code 1 for a finding, 2 where advisories were required and could not be had.
 """

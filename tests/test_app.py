@@ -317,10 +317,10 @@ def test_wrong_settings_let_this_machine_alone_in_until_they_are_right(tmp_path:
         assert app.call("GET", "/", headers={"authorization": f"Bearer {TOKEN}"}).status_code == 200
 
 
-def test_beyond_loopback_without_a_token_it_warns(tmp_path: Path) -> None:
+def test_beyond_loopback_without_a_way_to_sign_in_it_does_not_start(tmp_path: Path) -> None:
     with start(tmp_path, "0.0.0.0") as app:
-        assert app.call("GET", "/").status_code == 200
-        assert "without a token" in app.log.read_text()
+        assert app.process.wait(PATIENCE) == 2
+        assert "refused to listen" in app.log.read_text()
 
 
 def test_sigterm_loses_nothing_and_leaves_nothing_held(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, cast
 import pandas as pd
 import streamlit as st
 
+from access import addresses
 from jobs import Work
 from latency.components import components, targets
 from latency.experiments import replay
@@ -77,6 +78,8 @@ def load_form(runtime: Runtime, busy: str | None, now: datetime) -> Wanted | Non
         name = start_row("Start the load test", f"Load test {now:%Y-%m-%d %H:%M}", busy, warning)
     if name is None:
         return None
+    if api_url:
+        addresses.check_url(api_url)
     plan = LoadPlan(**{**_values(plan), "questions": questions()})
     return Wanted("load", name, plan.to_json(), load.work(runtime, plan))
 

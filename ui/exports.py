@@ -22,7 +22,7 @@ def to_csv(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
     writer = csv.writer(out)
     writer.writerow([csv_cell(head) for head in heads])
     writer.writerows([["" if cell is None else csv_cell(cell) for cell in row] for row in rows])
-    return out.getvalue().encode("utf-8-sig")
+    return out.getvalue().encode("utf-8-sig", "replace")  # a document may hold half a character
 
 
 def answer_text(answer: Answer) -> str:

@@ -8,8 +8,9 @@ from pathlib import Path
 import streamlit as st
 
 from rag.errors import RagError
+from rag.types import Problem
 from settings import SettingsError
-from ui import cards
+from ui import cards, viewer
 from ui.cached import the_runtime
 from ui.format import escape, plural
 from ui.links import page
@@ -36,6 +37,7 @@ _PAGES = {
         st.Page(page("services"), title="Services", help="Does each answer, does it work, how long does it take."),
         st.Page(page("models"), title="Models", help="What is loaded, cold and warm times, settings in force."),
         st.Page(page("capacity"), title="Capacity", help="Will these models fit on these GPUs, with which flags, for what load."),
+        st.Page(page("access"), title="Access", help="Who you are, tokens of programs, who did what."),
         st.Page(page("readiness"), title="Readiness", help="The five success criteria and every check, with cause and cure."),
     ],
     "Content": [
@@ -63,11 +65,19 @@ def main() -> None:
         log.exception("the runtime cannot be built")
         _cannot_start("RAG Deck cannot start", [f"{type(error).__name__}: {error}"], "The server's log has the details.")
         return
+    if not viewer.may(runtime, "read"):
+        st.html(
+            cards.note("critical", "<strong>Your access has ended.</strong>", "Sign in again, or ask who runs this dashboard.")
+        )
+        return
     busy = _still_busy()
     with st.sidebar:
         st.fragment(_warming, run_every=1.0 if busy else None)()
         st.html(f'<div class="rd rd-soft" style="font-size:.75rem">RAG Deck {escape(runtime.status().version)}</div>')
-    chosen.run()
+    try:
+        chosen.run()
+    except RagError as error:  # what a page does not expect to be refused
+        st.html(cards.problem_note(Problem(None, error.kind, error.message, error.address, error.next_step), chosen.title))
 
 
 _SETTINGS_STEP = "Correct .env or dashboard.toml and reload this page; after a change of the environment start RAG Deck again."

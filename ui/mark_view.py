@@ -9,7 +9,7 @@ from rag.evaluation.evaluations import Evaluations
 from rag.evaluation.marks import NOTE_CHARS, Mark, Marks, PassageMark, place, unmarked
 from rag.evaluation.types import GRADE_WORDS, Verdict
 from rag.types import Answer, Passage, Problem
-from ui import cards
+from ui import cards, viewer
 from ui.cached import the_runtime
 from ui.format import escape, plain_markdown, plural, shortened
 
@@ -20,7 +20,8 @@ GRADES = (UNJUDGED, *range(len(GRADE_WORDS)))
 
 def show(answer: Answer, key: str = "") -> None:
     """A row of buttons and, folded away, a choice for each passage. Kept at once, in `evaluations.db`; `key` tells two apart."""
-    marks = Evaluations(the_runtime().settings.data_dir).marks
+    running = the_runtime()
+    marks = viewer.restricted(Evaluations(running.settings.data_dir), "evaluations", running).marks
     try:
         mark = marks.get(answer.id) or unmarked(answer)
         _verdict(marks, answer, mark, key)

@@ -12,6 +12,7 @@ from urllib.parse import quote
 import streamlit as st
 
 import runtime as process
+from access import operations
 from gpu_server.errors import EngineError
 from jobs import Job, JobsFull
 from rag.errors import RagError
@@ -21,7 +22,7 @@ from rag.store_care.reembed import Reembedded, reembed, sources
 from rag.store_care.sizes import CollectionCare, Outgrown
 from rag.types import Problem
 from settings import VERSION
-from ui import cards, figures
+from ui import cards, figures, viewer
 from ui.cached import now, the_runtime, zone
 from ui.format import bytes_text, count, escape, number, plain_markdown, plural, seconds, time_html, unknown_html
 
@@ -155,6 +156,8 @@ def _confirm_drop(item: CollectionCare, active: str) -> None:
 def _do(action: Callable[[], None], done: str) -> None:
     """Do it, say so on the next run; a problem is shown where it happened."""
     try:
+        running = the_runtime()
+        operations.require(viewer.of(running), "operate", "change a collection")
         with st.spinner("One moment"):
             action()
     except RagError as error:

@@ -145,8 +145,10 @@ def _entries(
     files = _snapshot(wanted.root, work / "program")
     files |= {f"wheels/{path.name}": path for path in found} | {f"images/{path.name}": path for path in saved}
     model_settings: dict[str, str] = {}
+    taken: set[str] = set()
     for model, place in places:
-        folder, own = _model_files(place, model_settings.values())
+        folder, own = _model_files(place, taken)
+        taken.add(folder)
         files |= own
         if model.setting and place.repository is None:
             model_settings[model.setting] = folder
@@ -170,7 +172,7 @@ def _snapshot(root: Path, folder: Path) -> dict[str, Path]:
     return files
 
 
-def _model_files(place: completeness.Place, taken: Any) -> tuple[str, dict[str, Path]]:
+def _model_files(place: completeness.Place, taken: set[str]) -> tuple[str, dict[str, Path]]:
     """(the model's place in the bundle, its files); hub models in the cache's own layout, links replaced by files."""
     assert place.folder is not None
     if place.repository is not None:

@@ -13,7 +13,7 @@ from rag.cache.types import Lookup
 
 @dataclass(frozen=True, slots=True)
 class CacheLimits:
-    """`dense`, `agreement` and `rerank` override what was calibrated; None takes that. `semantic` False: equal questions alone."""
+    """`dense`, `agreement`, `rerank` override what was calibrated; None takes that. `semantic` False: equal questions alone."""
 
     ttl_seconds: float = TTL_SECONDS
     max_entries: int = MAX_ENTRIES

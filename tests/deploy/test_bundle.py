@@ -387,6 +387,14 @@ def test_a_model_that_is_not_whole_is_not_packed(tmp_path: Path):
         bundle.make(asked, tmp_path / "bundle", tmp_path / "work", "", QUIET)
 
 
+def test_two_folders_of_one_name_have_a_place_each(tmp_path: Path):
+    folders = [model(tmp_path / where / "small") for where in ("one", "two")]
+    asked = wanted(program(tmp_path / "program"), None, models=tuple(bundle.Model(str(folder)) for folder in folders))
+    bundle.make(asked, tmp_path / "bundle", tmp_path / "work", "", QUIET)
+    names = {file["path"] for file in json.loads((tmp_path / "bundle" / "manifest.json").read_text())["files"]}
+    assert {"models/folders/small/config.json", "models/folders/small-2/config.json"} <= names
+
+
 def test_a_hub_model_travels_as_files_in_the_layout_of_the_cache(tmp_path: Path):
     repository = tmp_path / "hub" / "models--me--small"
     blobs = model(repository / "blobs")

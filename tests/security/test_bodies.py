@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
@@ -46,10 +47,8 @@ def poured(world: World, start: bytes, chunked: bool, most_bytes: int = GIB, sec
             except OSError:
                 continue
         line.settimeout(10)
-        try:
+        with contextlib.suppress(OSError):
             answer += line.recv(4096)
-        except OSError:
-            pass
     return (int(answer.split()[1]) if answer.startswith(b"HTTP/") else 0), taken
 
 
