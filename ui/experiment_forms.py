@@ -78,10 +78,11 @@ def load_form(runtime: Runtime, busy: str | None, now: datetime) -> Wanted | Non
         name = start_row("Start the load test", f"Load test {now:%Y-%m-%d %H:%M}", busy, warning)
     if name is None:
         return None
+    plan = LoadPlan(**{**_values(plan), "questions": questions()})
+    wanted = Wanted("load", name, plan.to_json(), load.work(runtime, plan))
     if api_url:
         addresses.check_url(api_url)
-    plan = LoadPlan(**{**_values(plan), "questions": questions()})
-    return Wanted("load", name, plan.to_json(), load.work(runtime, plan))
+    return wanted
 
 
 def _values(plan: LoadPlan) -> dict[str, Any]:
