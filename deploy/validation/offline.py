@@ -6,10 +6,9 @@ Looks at folders and the hub cache only; nothing is downloaded and no host is as
 
 from __future__ import annotations
 
-import ipaddress
 from pathlib import Path
-from urllib.parse import urlsplit
 
+from deploy.offline.hosts import host_of, is_outside
 from deploy.validation.subject import LocalModel
 from deploy.validation.types import Check, Item, Verdict, failed, passed, skipped, warning
 from deploy.validation.world import World
@@ -112,25 +111,13 @@ def variables(world: World) -> Verdict:
 
 
 def _address(name: str, url: str) -> Item:
-    try:
-        host = urlsplit(url if "://" in url else f"tcp://{url}").hostname or ""
-    except ValueError:
+    host = host_of(url)
+    if host is None:
         return skipped(name, "the address cannot be read")
-    if not is_public(host):
+    if not is_outside(host):
         return passed(name, f"{host} is inside")
     cause = "The setting names a host on the public internet, which an air-gapped network has not."
     return warning(name, host, cause, f"Serve it inside and change {name}.")
-
-
-def is_public(host: str) -> bool:
-    """Whether a host looks like one on the public internet: a global address, or a name of several parts. Names of one word and
-    those under the suffixes reserved for inner networks do not."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_global
-    except ValueError:
-        inner = ("localhost", "local", "lan", "internal", "intranet", "home.arpa", "corp", "test", "example", "invalid", "svc")
-        name = host.rstrip(".").lower()
-        return "." in name and not any(name == end or name.endswith(f".{end}") for end in (*inner, "cluster.local"))
 
 
 CHECKS = (
