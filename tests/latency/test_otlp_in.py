@@ -242,7 +242,7 @@ def as_json(spans: list[SpanRecord]) -> dict[str, object]:
 def test_json_in_hex_and_gzip(address: str, receiver: Receiver, traces: TraceStore, clock: Clock, encoding: str) -> None:
     body = json.dumps(as_json(openinference())).encode()
     headers = {**TOKEN, "content-type": "application/json", **({"content-encoding": "gzip"} if encoding else {})}
-    reply = httpx.post(f"{address}/v1/traces", content=gzip.compress(body) if encoding else body, headers=headers)
+    reply = httpx.post(f"{address}/v1/traces", content=gzip.compress(body, mtime=0) if encoding else body, headers=headers)
     assert (reply.status_code, reply.json(), reply.headers["content-type"]) == (200, {}, "application/json")
     settle(receiver, clock)
     assert [answer.origin for answer in stored(traces)] == ["otlp:json-rag"]
@@ -265,8 +265,8 @@ def test_broken_spans_are_told_and_the_others_kept(address: str, receiver: Recei
         (b"[" * 100_000, {"content-type": "application/json"}, 400, "JSON"),
         (b"\xff\xff\xff", {"content-type": "application/x-protobuf"}, 400, "no OTLP trace request"),
         (b"plain", {"content-type": "application/x-protobuf", "content-encoding": "gzip"}, 400, "no gzip"),
-        (gzip.compress(b"x" * 100)[:-9], {"content-type": "application/x-protobuf", "content-encoding": "gzip"}, 400, "ends in the middle"),
-        (gzip.compress(b"\0" * (otlp_wire.MAX_INFLATED_BYTES + 10)), {"content-type": "application/x-protobuf", "content-encoding": "gzip"}, 400, "longer"),
+        (gzip.compress(b"x" * 100, mtime=0)[:-9], {"content-type": "application/x-protobuf", "content-encoding": "gzip"}, 400, "ends in the middle"),
+        (gzip.compress(b"\0" * (otlp_wire.MAX_INFLATED_BYTES + 10), mtime=0), {"content-type": "application/x-protobuf", "content-encoding": "gzip"}, 400, "longer"),
         (b"x", {"content-type": "application/x-protobuf", "content-encoding": "zstd"}, 400, "'zstd' is not taken"),
         (b"x" * (otlp_wire.MAX_BODY_BYTES + 1), {"content-type": "application/x-protobuf"}, 413, "at most"),
     ],
