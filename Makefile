@@ -13,7 +13,7 @@ serve: $(VENV)/installed
 	$(RUN)/python -m rag serve
 
 test: $(VENV)/installed-dev
-	$(RUN)/python -m pytest
+	$(RUN)/python -m pytest -n 2 --dist loadfile
 
 test-long: $(VENV)/installed-dev
 	$(RUN)/python -m pytest -m long

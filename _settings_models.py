@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
@@ -13,6 +14,7 @@ from pydantic.fields import FieldInfo
 
 from _settings_sources import masked_text
 from _settings_values import (
+    SECRET_NAMES,
     AnswerPrompt,
     Device,
     Entries,
@@ -408,6 +410,10 @@ class Settings(Section):
             raise ValueError("an absolute path")
         return value
 
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            yield name, _plain(value) if name in MERGED else value  # addresses in them may hold passwords and keys
+
     def masked(self) -> dict[str, Any]:
         """Everything as plain JSON values for showing and export: secrets become `***`, URLs lose userinfo and query."""
         return {name: _plain(getattr(self, name)) for name in type(self).model_fields}
@@ -424,10 +430,25 @@ def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
         return {name: _plain(getattr(value, name)) for name in type(value).model_fields}
     if isinstance(value, Mapping):
-        return {name: _plain(item) for name, item in value.items()}
-    if isinstance(value, tuple):
+        return {name: _named(name, item) for name, item in value.items()}
+    if isinstance(value, (tuple, list)):
         return [_plain(item) for item in value]
     return masked_text(str(value)) if isinstance(value, (str, Path)) else value
+
+
+def _named(name: str, item: Any) -> Any:
+    """What stands under that name in an entry, also in one that nobody reads."""
+    if not isinstance(item, str):
+        return _plain(item)
+    return "***" if name in SECRET_NAMES else _address(item) if name == "url" else masked_text(item)
+
+
+def _address(text: str) -> str:
+    """The `url` of an entry without userinfo and query. Nothing has checked it yet: it may lack a scheme, or hold blanks."""
+    scheme = re.match(r"(?:[A-Za-z][\w+.-]*://)?", text)
+    assert scheme is not None
+    rest = re.sub(r"(?s)^.*@", "***@", text[scheme.end() :])
+    return scheme.group() + re.sub(r"(?s)[?#].*$", "?***", rest)
 
 
 # --------------------------------------------------------------------------------------------------------------- keys

@@ -18,7 +18,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from gpu_server.asgi import Gate, Traffic
 from gpu_server.dialects import base64_floats, dialect_of, error_response, refusal, shortened, sigmoid
@@ -230,7 +230,14 @@ def _add_reports(app: FastAPI, reports: Reports) -> None:
         "/metrics": (reports.metrics, "Prometheus"),
     }
     for path, (endpoint, about) in pages.items():
-        app.add_api_route(path, endpoint, methods=["GET"], summary=about, operation_id=path.strip("/").replace("/", "_"))
+        app.add_api_route(
+            path,
+            endpoint,
+            methods=["GET"],
+            summary=about,
+            operation_id=path.strip("/").replace("/", "_"),
+            response_class=PlainTextResponse if path == "/metrics" else JSONResponse,  # what the document calls it
+        )
     app.add_api_route("/docs", _docs, methods=["GET"], include_in_schema=False)
 
 

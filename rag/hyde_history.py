@@ -140,8 +140,8 @@ class HydeHistory:
 
     def decide(self, question: str, best_dense: float | None = None) -> Decision:
         """Whether HyDE is worth its time for `question`. `best_dense`: cosine of the best passage of its first search."""
+        known = self._known  # before the reading starts, which may be done at any moment
         self._refresh_if_due()
-        known = self._known
         keys = [key for key in _keys(question, best_dense) if key in known.shares]
         at = next((n for n, key in enumerate(keys) if known.shares[key].cases >= ENOUGH_CASES), None)
         if at is None:

@@ -17,9 +17,9 @@ from importlib.metadata import Distribution
 from pathlib import Path
 from typing import Any, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from sbom import ROOT, MissingPackage, installed, licence, needs, requirements
+from scripts.sbom import ROOT, MissingPackage, installed, licence, needs, requirements
 
 ADVISORY_SECONDS = 90.0
 PROBE = "jinja2==2.10"  # known to be vulnerable since 2019: a service that does not know it knows nothing

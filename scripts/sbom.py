@@ -1,7 +1,8 @@
 """`python scripts/sbom.py [--output FILE]`: what an installation consists of, as CycloneDX 1.6 JSON. Needs no network.
 
-Walks the installed packages that the requirements name, and theirs. The same packages give the same bytes: no time, no random
-serial number, sorted. With `--validate` the document is held against CycloneDX's own schema.
+Walks the installed packages that the requirements name, and theirs; `deploy/offline/sbom.py` describes each.
+The same packages give the same bytes: no time, no random serial number, sorted.
+With `--validate` the document is held against CycloneDX's own schema.
 """
 
 from __future__ import annotations
@@ -21,6 +22,11 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from deploy.offline import sbom as metadata  # noqa: E402
+from deploy.offline.sbom import Wheel  # noqa: E402
+
 SPEC_VERSION = "1.6"
 _NAMESPACE = uuid.UUID("5c1a2f6e-6d8b-5c0e-9e55-52414744454b")
 
@@ -67,22 +73,20 @@ def needs(package: Distribution, extra: str = "") -> list[Requirement]:
     return [each for each in needed if each.marker is None or each.marker.evaluate({"extra": extra})]
 
 
+def described(package: Distribution) -> Wheel:
+    """The package by its own metadata, as a bundle describes its wheels."""
+    return metadata.described(package.read_text("METADATA") or package.read_text("PKG-INFO") or "")
+
+
 def licence(package: Distribution) -> str | None:
-    """The licence as the package names it: the SPDX expression, else its classifiers, else its short text; or None."""
-    data = package.metadata
-    expression = data.get("License-Expression")
-    if expression:
-        return str(expression)
-    listed = [line.rpartition("::")[2].strip() for line in data.get_all("Classifier") or () if line.startswith("License ::")]
-    named = [name for name in listed if name != "OSI Approved"]
-    text = (data.get("License") or "").strip().splitlines()
-    return " AND ".join(sorted(named)) or (text[0].strip()[:100] if text else None)
+    """The licence as the package names it, or None."""
+    return described(package).licence
 
 
 def document(packages: dict[str, Distribution], version: str) -> dict[str, Any]:
     """The bill of materials as JSON's types."""
-    components = [_component(name, package) for name, package in packages.items()]
-    parts = [{"ref": _purl(name, package), "dependsOn": sorted(_edges(package, packages))} for name, package in packages.items()]
+    components = [_component(package) for package in packages.values()]
+    parts = [{"ref": described(package).purl, "dependsOn": sorted(_edges(package, packages))} for package in packages.values()]
     serial = uuid.uuid5(_NAMESPACE, hashlib.sha256(json.dumps([version, components, parts]).encode()).hexdigest())
     return {
         "$schema": f"http://cyclonedx.org/schema/bom-{SPEC_VERSION}.schema.json",
@@ -96,29 +100,20 @@ def document(packages: dict[str, Distribution], version: str) -> dict[str, Any]:
     }
 
 
-def _component(name: str, package: Distribution) -> dict[str, Any]:
-    told: dict[str, Any] = {"type": "library", "bom-ref": _purl(name, package), "name": name, "version": package.version}
-    named = licence(package)
-    if named:
-        told["licenses"] = [{"license": {"name": named}}]
-    if package.metadata.get("Summary"):
-        told["description"] = " ".join(str(package.metadata["Summary"]).split())
+def _component(package: Distribution) -> dict[str, Any]:
+    told = metadata.component(described(package))
     record = package.read_text("RECORD")
     if record:  # the digests of all its files: one changed file changes it
         lines = sorted(
             line for line in record.splitlines() if ",sha256=" in line and "__pycache__" not in line and "bin/" not in line
         )
         told["properties"] = [{"name": "rag-deck:record-sha256", "value": hashlib.sha256("\n".join(lines).encode()).hexdigest()}]
-    return told | {"purl": _purl(name, package)}
-
-
-def _purl(name: str, package: Distribution) -> str:
-    return f"pkg:pypi/{name}@{package.version.replace('+', '%2B')}"
+    return told
 
 
 def _edges(package: Distribution, packages: dict[str, Distribution]) -> set[str]:
     names = {str(canonicalize_name(each.name)) for each in needs(package)}
-    return {_purl(name, packages[name]) for name in names if name in packages}
+    return {described(packages[name]).purl for name in names if name in packages}
 
 
 def problems(text: str) -> str | None:

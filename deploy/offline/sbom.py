@@ -1,7 +1,11 @@
-"""What is in a bundle, as a CycloneDX 1.6 bill of materials: wheels with licences and dependencies, models, images."""
+"""What is in a bundle, as a CycloneDX 1.6 bill of materials: wheels with licences and dependencies, models, images.
+
+`scripts/sbom.py` writes the bill of an installation with the same `component`. Asks no network and no package of its own.
+"""
 
 from __future__ import annotations
 
+import email.message
 import email.parser
 import email.policy
 import re
@@ -17,7 +21,10 @@ from deploy.offline.installer.verifying import sha256
 
 @dataclass(frozen=True, slots=True)
 class Wheel:
-    """A wheel by its own METADATA; `needs` are normalised names, those that only an extra wants left out."""
+    """A package by its own METADATA; `needs` are normalised names, those that only an extra wants left out.
+
+    `sha256` is the wheel's, "" where the package is known as installed only.
+    """
 
     name: str
     version: str
@@ -36,22 +43,30 @@ def read_wheel(path: Path) -> Wheel:
     with zipfile.ZipFile(path) as archive:
         places = [name for name in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", name)]
         text = archive.read(places[0]).decode("utf-8", errors="replace")
+    return described(text, sha256(path))
+
+
+def described(text: str, digest: str = "") -> Wheel:
+    """The package that METADATA describes. Raises LookupError where it names no name or version."""
     fields = email.parser.Parser(policy=email.policy.compat32).parsestr(text, headersonly=True)
-    licence = fields.get("License-Expression") or fields.get("License")
-    licence = (
-        licence if licence and "\n" not in licence and len(licence) < 120 else _classified(fields.get_all("Classifier") or [])
-    )
+    if not fields["Name"] or not fields["Version"]:
+        raise LookupError("the metadata name no package and version")
     needs = [
         each for each in fields.get_all("Requires-Dist") or [] if "extra ==" not in each.replace("'", '"').replace("  ", " ")
     ]
     names = {normal(match[0]) for each in needs if (match := re.match(r"[A-Za-z0-9][\w.-]*", each))}
-    summary = str(fields.get("Summary") or "")[:300]
-    return Wheel(normal(str(fields["Name"])), str(fields["Version"]), licence, summary, tuple(sorted(names)), sha256(path))
+    summary = " ".join(str(fields.get("Summary") or "").split())[:300]
+    return Wheel(normal(str(fields["Name"])), str(fields["Version"]), _licence(fields), summary, tuple(sorted(names)), digest)
 
 
-def _classified(classifiers: Sequence[str]) -> str | None:
-    found = [each.rpartition("::")[2].strip() for each in classifiers if each.startswith("License ::")]
-    return " / ".join(found) or None
+def _licence(fields: email.message.Message) -> str | None:
+    """As the package names it: the SPDX expression, else its classifiers, else the first line of its own text; or None."""
+    if fields.get("License-Expression"):
+        return str(fields["License-Expression"])
+    listed = [line.rpartition("::")[2].strip() for line in fields.get_all("Classifier") or () if line.startswith("License ::")]
+    text = str(fields.get("License") or "").strip().splitlines()
+    named = sorted(name for name in listed if name != "OSI Approved")
+    return " AND ".join(named) or (text[0].strip()[:100] if text else None)
 
 
 def normal(name: str) -> str:
@@ -69,7 +84,7 @@ def bill(
 ) -> dict[str, Any]:
     """The bill of materials; `made_at` is RFC 3339, a model is (name, revision), https://cyclonedx.org/docs/1.6/json/."""
     own = {"type": "application", "bom-ref": "ragdeck", "name": "ragdeck", "version": version}
-    components = [_library(wheel) for wheel in wheels]
+    components = [component(wheel) for wheel in wheels]
     components += [
         {
             "type": "machine-learning-model",
@@ -81,7 +96,7 @@ def bill(
     ]
     components += [{"type": "container", "bom-ref": f"image:{name}", "name": name} for name in images]
     by_name = {wheel.name: wheel.purl for wheel in wheels}
-    depends = [{"ref": "ragdeck", "dependsOn": [str(component["bom-ref"]) for component in components]}]
+    depends = [{"ref": "ragdeck", "dependsOn": [str(each["bom-ref"]) for each in components]}]
     depends += [{"ref": wheel.purl, "dependsOn": [by_name[name] for name in wheel.needs if name in by_name]} for wheel in wheels]
     return {
         "bomFormat": "CycloneDX",
@@ -94,15 +109,16 @@ def bill(
     }
 
 
-def _library(wheel: Wheel) -> dict[str, Any]:
+def component(wheel: Wheel) -> dict[str, Any]:
+    """A package as CycloneDX has it; what is not known of it is left out."""
     licence = {"licenses": [{"license": {"name": wheel.licence}}]} if wheel.licence else {}
     return {
         "type": "library",
         "bom-ref": wheel.purl,
         "name": wheel.name,
         "version": wheel.version,
-        "description": wheel.summary,
+        **({"description": wheel.summary} if wheel.summary else {}),
         "purl": wheel.purl,
-        "hashes": [{"alg": "SHA-256", "content": wheel.sha256}],
+        **({"hashes": [{"alg": "SHA-256", "content": wheel.sha256}]} if wheel.sha256 else {}),
         **licence,
     }

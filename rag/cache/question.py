@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
@@ -53,6 +53,7 @@ _ROMAN = re.compile(r"[ivxlc]{1,7}")
 _PARTICLE = re.compile(r"\b((?:turn|switch)(?:s|ed|ing|es)?) ((?:[^\W\d_][\w-]* ){1,3})(on|off)(?= |[?.!,]|$)", re.I)
 _CONTRACTIONS = ((re.compile(r"\b(ca|wo|sha)n't\b", re.I), r"\1n not"), (re.compile(r"n't\b", re.I), " not"))
 _ABBREVIATED = re.compile(r"\b(arts?|sec|al|para|fig)\.?\s*(?=\d)|(?<!\w)(n\.?|no\.|n[°])\s*(?=\d)", re.I)
+# Identifiers are looked ahead for 100 characters, not to the run's end: each piece of "a-a-a…" would look through all the rest.
 _PIECE = re.compile(
     r"""(?P<url>https?://[^\s"]+[^\s.,;:?!)"])
     | (?P<time>(?<![\w:])\d{1,2}:\d{2}(?![\d:]))
@@ -61,7 +62,8 @@ _PIECE = re.compile(
     | (?P<flag>(?<![\w-])--?[A-Za-z][\w-]*)
     | (?P<path>(?<![\w/])(?:~|\.{1,2})?/[A-Za-z][\w.@/-]*\w)
     | (?P<measure>(?<![\w.-])\d+(?:[.,]\d+)*(?:\ ?[%°]|[A-Za-zµ°]{1,4})(?![\w-]))
-    | (?P<identifier>(?=[A-Za-z0-9_.+-]*[0-9_])(?=[A-Za-z0-9_.+-]*[A-Za-z_])[A-Za-z0-9_]+(?:[-_.+]+[A-Za-z0-9_]+)*
+    | (?P<identifier>(?=[A-Za-z0-9_])(?=[A-Za-z0-9_.+-]{0,100}[0-9_])(?=[A-Za-z0-9_.+-]{0,100}[A-Za-z_])
+                    [A-Za-z0-9_]+(?:[-_.+]+[A-Za-z0-9_]+)*
                     |(?<!\w)[A-Za-z]\w*(?:\.[A-Za-z]\w+)+)
     | (?P<number>\d{1,3}(?:\ \d{3})+(?!\d)|\d+(?:[.,]\d+)*)
     | (?P<word>[\u05d0-\u05ea]+(?:['"][\u05d0-\u05ea]+)*'?|[^\W\d_\u05d0-\u05ea]+)
@@ -136,6 +138,8 @@ class _Reader:
         self.tokens: list[Token] = []
         self.interrogatives: list[tuple[int, int, str]] = []
         self.asked_parts: set[str] = set()
+        self.says_from = False
+        self.comma = self.low.index(",") + 1 if "," in self.low[:-1] else 0  # the piece behind the first one; 0: there is none
 
     def read(self) -> None:
         while self.at < len(self.pieces):
@@ -160,6 +164,7 @@ class _Reader:
 
     def add(self, kind: Kind, value: str, said: str, *, movable: bool = False) -> bool:
         self.tokens.append(Token(kind, value, said, self.role, movable, self.phrase))
+        self.says_from |= self.role == "from"
         if self.role in ("asked", "topic") and self.words.language != "en" and kind in ORDERED:
             self._break(None)  # no auxiliary ends the phrase that is asked for
         return True
@@ -336,7 +341,7 @@ class _Reader:
             following.low in self.words.determiners
             or following.kind in ("number", "identifier", "measure")
             or following.text[:1].isupper()
-            or any(token.role == "from" for token in self.tokens)
+            or self.says_from
         )
         self._break(role if role != "to" or self.words.language != "en" or names_a_goal else None)
 
@@ -376,10 +381,13 @@ class _Reader:
 
     def asks(self, ends_with_mark: bool) -> frozenset[str]:
         """The interrogatives; `when`, `where` and `who` count only where they ask, not where they join a clause."""
+        places: dict[str, set[int]] = {}
+        for at, _, concept in self.interrogatives:
+            places.setdefault(concept, set()).add(at)
         asked = {
             concept
             for at, count, concept in self.interrogatives
-            if concept not in ("what", "amount", "polar") and (count > 1 or not self._may_join(at, concept))
+            if concept not in ("what", "amount", "polar") and (count > 1 or not self._may_join(at, concept, places))
         }
         if asked:
             return frozenset(asked | self.asked_parts)
@@ -388,13 +396,12 @@ class _Reader:
         polar = ends_with_mark or any(concept == "polar" for _, _, concept in self.interrogatives)
         return frozenset(("polar" if polar else "keywords",))
 
-    def _may_join(self, at: int, concept: str) -> bool:
+    def _may_join(self, at: int, concept: str, places: Mapping[str, Set[int]]) -> bool:
         """Whether the word may be a conjunction or a relative pronoun here: "What happens when …", "the team that … who"."""
-        others = any(other != concept for index, _, other in self.interrogatives if index != at)
+        others = any(other != concept and len(indexes) > (at in indexes) for other, indexes in places.items())
         if concept == "when":
             following = self.low[at + 1] if at + 1 < len(self.low) else "?"
-            comma = self.low.index(",") + 1 if "," in self.low[:-1] else 0
-            clause = at == 0 and comma and self.low[comma] in self.words.auxiliaries
+            clause = at == 0 and self.comma and self.low[self.comma] in self.words.auxiliaries
             return others or bool(clause) or not (at == 0 or following == "?" or following in self.words.auxiliaries)
         return concept in ("where", "who", "how") and others and at > 0
 

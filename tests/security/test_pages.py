@@ -11,11 +11,11 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext
 
 from tests.security.looking import shows, signed_in, watched
-from tests.security.payloads import NAME, PAYLOAD, series
+from tests.security.payloads import FAMILIES, NAME, PAYLOAD, series
 from tests.security.world import EXPERIMENT, ROOT, World, eventually
 
 PAGES = ["ask", "queries", "latency", "compare", "experiments", "evaluation", "cache", "knowledge", "overview", "alerts"]
-PAGES += ["machines", "machine", "services", "models", "capacity", "query"]
+PAGES += ["machines", "machine", "services", "models", "capacity", "query", "readiness", "access"]
 TELLING = {"ask", "queries", "experiments", "evaluation", "cache", "overview", "alerts", "machines", "services"}
 
 
@@ -61,18 +61,42 @@ def test_details_show_hostile_texts_as_texts(world: World, context: BrowserConte
             assert shows(text), path
 
 
+PARAMETERS = (
+    "id",
+    "a",
+    "b",
+    "name",
+    "view",
+    "open",
+    "range",
+    "sort",
+    "text",
+    "set",
+    "run",
+    "job",
+    "file",
+    "collection",
+    "option",
+)
+
+
 def test_hostile_query_parameters_do_nothing(world: World, context: BrowserContext) -> None:
-    names = ("id", "a", "b", "name", "view", "open", "range", "sort", "text", "set", "run", "job", "file", "collection", "option")
-    values = [*series("script", 10), *series("traversal", 14), *series("query", 8)]
+    """200 of the thousand texts, each in the address of a page, and every page with fifteen of them."""
+    parameters_do_nothing(world, context, [text for family in FAMILIES for text in series(family, 50)])
+
+
+def parameters_do_nothing(world: World, context: BrowserContext, texts: list[str]) -> None:
+    """Page by page, round after round, until each text had its turn; at least one round."""
+    width = len(PARAMETERS)
     with watched(context, world.url) as seen:
-        for number, name in enumerate(PAGES):
-            chosen = values[number::4]
-            query = "&".join(
-                f"{key}={quote(chosen[at % len(chosen)][:800].encode(errors='replace'))}" for at, key in enumerate(names)
+        for number in range(max(len(PAGES), -(-len(texts) // width))):
+            name = PAGES[number % len(PAGES)]
+            values = [texts[(number * width + at) % len(texts)][:400].encode(errors="replace") for at in range(width)]
+            seen.visit(
+                f"{path_of(name)}?{'&'.join(f'{key}={quote(value)}' for key, value in zip(PARAMETERS, values, strict=True))}"
             )
-            seen.visit(f"{path_of(name)}?{query}")
-            assert seen.harm() == [], name
-            assert seen.page.get_by_test_id("stException").count() == 0, name
+            assert seen.harm() == [], (name, values)
+            assert seen.page.get_by_test_id("stException").count() == 0, (name, values)
 
 
 def test_the_machines_own_names_are_shown(world: World, context: BrowserContext) -> None:

@@ -154,9 +154,39 @@ def test_the_settings_as_they_are_shown_hold_none(world: World) -> None:
     settings = load({"RAGDECK_CONFIG": str(world.folder / "dashboard.toml"), "RAGDECK_DATA": str(world.data)})
     shown = (
         json.dumps(settings.masked(), default=str) + settings.fingerprint() + repr(settings.server) + repr(settings.llm.api_key)
-    )
+    ) + f"{settings!r} {settings!s}"
+    assert settings.services[1]["url"].startswith("http") and "/locked" in repr(settings), "addresses themselves are shown"
     assert PAYLOAD[:20] in str(settings.machines[0]["name"])
     assert SEARCH.found(shown.encode()) == set()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://user:{}@host/page",
+        "http://host/page?api_key={}&x=1",
+        "http://host/#{}",
+        "milvus.example:19530?token={}",
+        "user:{}@10.0.0.5:19530",
+        "postgresql://u:p@{}@host/db?password={}",
+        " http://user:{} x@host/",
+        "redis://:{}\\n@host",
+    ],
+)
+@pytest.mark.parametrize("table", ["services", "prometheus"])
+def test_addresses_of_entries_are_shown_without_what_is_secret(tmp_path: Path, table: str, url: str) -> None:
+    from settings import load
+
+    secret = canary("services.url")
+    given = url.replace("{}", secret)
+    extras = f'more = [{{ url = "{given}", api_key = "{secret}" }}]'
+    (tmp_path / "dashboard.toml").write_text(f'[[{table}]]\nname = "one"\nurl = "{given}"\n{extras}\n')
+    settings = load({"RAGDECK_CONFIG": str(tmp_path / "dashboard.toml"), "RAGDECK_DATA": str(tmp_path)})
+    for shown in (repr(settings), str(settings), json.dumps(settings.masked())):
+        assert SEARCH.found(shown.encode()) == set()
+        assert "'one'" in shown or '"one"' in shown
+    entry = getattr(settings, table)[0]
+    assert secret in entry["url"], "who uses it still has it"
 
 
 def test_wrong_settings_are_told_without_secrets(tmp_path: Path) -> None:
