@@ -347,7 +347,10 @@ def test_answers_that_stand_are_carried_over_to_the_new_content(make):
     cache.keep(answer("What does Art. 75 say?"), vector(0, 1, 0, 0), KEY)
     cache.keep(answer("Of another collection?"), vector(0, 0, 1, 0), replace(KEY, collection="other"))
     said = {QUESTION: NEW_CONTENT, "Of another collection?": "leave"}
-    assert cache.carry_over(lambda entry, found: said.get(entry.question, "forget") if found.shape == (4,) else "forget") == (1, 1)
+    assert cache.carry_over(lambda entry, found: said.get(entry.question, "forget") if found.shape == (4,) else "forget") == (
+        1,
+        1,
+    )
     assert cache.look_up("Of another collection?", None, replace(KEY, collection="other")).hit is not None
     assert cache.look_up(QUESTION, None, NEW_CONTENT).hit is not None
     assert cache.look_up("What does Article 72 say?", vector(), NEW_CONTENT).hit is not None
