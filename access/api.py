@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from access import audit, forget
+from access import audit, forget, openapi
 from access.scopes import KEY, OPEN, SCOPES, Identity
 from collectors.audit import AuditLog
 from rag.api import query_filter, refused
@@ -51,6 +51,7 @@ def routes(runtime: Callable[[], Any]) -> list[Route]:
     return [
         route("/api/v1/whoami", _whoami, "GET"),
         route("/api/v1/audit", _audit, "GET"),
+        route("/api/v1/openapi.json", _openapi, "GET"),
         route("/api/v1/queries", _delete_many, "DELETE"),
         route("/api/v1/queries/{id}", _delete_one, "DELETE"),
     ]
@@ -65,6 +66,10 @@ def who(request: Request) -> Identity:
 async def _whoami(request: Request, runtime: Any) -> Response:
     me = who(request)
     return JSONResponse({"name": me.name, "how": me.how, "scopes": [scope for scope in SCOPES if scope in me.scopes]})
+
+
+async def _openapi(request: Request, runtime: Any) -> Response:
+    return JSONResponse(openapi.document(runtime.status().version))
 
 
 async def _audit(request: Request, runtime: AccessRuntime) -> Response:

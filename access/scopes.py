@@ -65,6 +65,7 @@ RULES: tuple[Rule, ...] = (
     Rule("DELETE", "/api/v1/queries/{id}", "operate"),
     Rule("GET", "/api/v1/audit", "operate"),
     Rule("GET", "/api/v1/whoami", "read"),
+    Rule("GET", "/api/v1/openapi.json", "read"),
     Rule("GET", "/metrics", "read"),
     Rule("PUT", "/_stcore/upload_file/{rest}", "operate"),
     Rule("DELETE", "/_stcore/upload_file/{rest}", "operate"),

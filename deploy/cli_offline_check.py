@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from deploy.cli_bundle import local_models
-from deploy.offline import completeness, running, static_checks
+from deploy.offline import completeness, proof, running, static_checks
 from deploy.offline.findings import Finding
 from rag.errors import RagError
 from settings import Settings, SettingsError, load
@@ -56,6 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
     outcome = None if arguments.no_run else _run(root, settings, arguments, allowed, say)
     found += outcome.findings if outcome else ()
     found = list(dict.fromkeys(found))
+    if outcome is not None:
+        proof.save(settings.data_dir, _listed(found, outcome))
     if arguments.json:
         print(json.dumps(_listed(found, outcome), ensure_ascii=False))
     else:

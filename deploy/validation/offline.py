@@ -6,8 +6,10 @@ Looks at folders and the hub cache only; nothing is downloaded and no host is as
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
+from deploy.offline import proof
 from deploy.offline.hosts import host_of, is_outside
 from deploy.validation.subject import LocalModel
 from deploy.validation.types import Check, Item, Verdict, failed, passed, skipped, warning
@@ -120,10 +122,27 @@ def _address(name: str, url: str) -> Item:
     return warning(name, host, cause, f"Serve it inside and change {name}.")
 
 
+def nothing_calls_out(world: World) -> Verdict:
+    """O-2: what the last `offline-check` of this data folder saw; it runs the program without a network, which takes a minute."""
+    found = proof.load(world.subject.data_dir)
+    if found is None:
+        return Verdict(reason="`python -m deploy offline-check` has not run with this data folder")
+    at = f"{datetime.fromtimestamp(found.at_unix, UTC):%Y-%m-%d %H:%M} UTC"
+    cure = "See `python -m deploy offline-check` for the code that tried, correct it, and run it again."
+    if found.findings:
+        cause = "Something in the program, its page or its settings needs the internet."
+        return Verdict(tuple(failed(code, f"{what} ({at})", cause, cure) for code, what in found.findings))
+    if found.weaker:
+        cause = "There was no network namespace: what does not go through Python was not seen."
+        return Verdict((warning("offline-check", f"nothing found by the hook in each process ({at})", cause, cure),))
+    return Verdict((passed("offline-check", f"nothing called out of a network namespace without routes ({at})"),))
+
+
 CHECKS = (
     Check(
         "O-1", "Offline", "Nothing is asked of the internet", "The offline variables are set and all addresses inside.", variables
     ),
+    Check("O-2", "Offline", "Nothing calls out", "The program answers a query where there is no network.", nothing_calls_out),
 )
 R4_2 = Check(
     "R4-2",

@@ -19,6 +19,7 @@ from collectors.readings import Filesystem, Filesystems
 from collectors.services import Service
 from collectors.shell import Output
 from deploy import __main__ as deploy_command
+from deploy.offline import proof
 from deploy.validation import access, criteria, kept, machines, report, resources, runner
 from deploy.validation.checks import CHECKS, CODES, chosen
 from deploy.validation.machines import ClockReading, Listener, MachineFacts
@@ -409,6 +410,20 @@ def test_a_scanned_page_is_judged_by_the_words_read(tmp_path: Path) -> None:
     assert result("L-3", world(tmp_path, page_reader=Hears(""))).outcome == "failed"
     away = Service("ocr", "ocr", "http://127.0.0.1:9", timeout_seconds=2.0)
     assert "nothing listens" in result("L-3", world(tmp_path, watched=(away,))).evidence
+
+
+@pytest.mark.parametrize(
+    ("weaker", "findings", "outcome"),
+    [(False, [], "passed"), (True, [], "warning"), (False, [{"code": "hub_call", "what": "asked the hub"}], "failed")],
+)
+def test_the_last_offline_check_counts(tmp_path: Path, weaker: bool, findings: list[dict[str, str]], outcome: str) -> None:
+    kept = world(tmp_path).subject.data_dir
+    assert result("O-2", world(tmp_path)).outcome == "not_applicable"
+    proof.save(kept, {"findings": findings, "run": {"weaker": weaker}}, clock=lambda: 1_790_000_000.0)
+    found = result("O-2", world(tmp_path))
+    assert found.outcome == outcome and "2026-09-21" in found.evidence
+    (kept / proof.NAME).write_text("{")
+    assert result("O-2", world(tmp_path)).outcome == "not_applicable"
 
 
 def test_offline_variables_and_public_addresses(tmp_path: Path) -> None:

@@ -87,9 +87,12 @@ class Served:
         return [job for job in self.runtime.jobs.recent("query") if not job.done]
 
 
+def serve(get_runtime: Callable[[], Any]) -> contextlib.AbstractContextManager[str]:
+    return serving(Guard(Starlette(routes=api.routes(get_runtime)), Policy("127.0.0.1")))
+
+
 @contextlib.contextmanager
-def serve(get_runtime: Callable[[], Any]) -> Iterator[str]:
-    app = Guard(Starlette(routes=api.routes(get_runtime)), Policy("127.0.0.1"))
+def serving(app: Guard) -> Iterator[str]:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))
