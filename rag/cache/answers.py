@@ -172,6 +172,7 @@ class SqliteAnswers:
         db.create_function("folded_has", 2, folded_has, deterministic=True)  # SQLite's LIKE folds ASCII only
         db.execute("CREATE INDEX IF NOT EXISTS answers_used ON answers (used)")
         db.execute("CREATE INDEX IF NOT EXISTS answers_expires ON answers (expires)")
+        db.execute("CREATE INDEX IF NOT EXISTS answers_created ON answers (created)")  # read every two seconds, for what is new
         return db
 
     def get(self, key: str) -> CachedAnswer | None:

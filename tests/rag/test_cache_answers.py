@@ -201,3 +201,12 @@ def test_redis_answers_carry_their_own_time_to_live(redis_server):
     assert store.state.entries == 0  # and its place in the lists went with it
     store.close()
     client.close()
+
+
+def test_looking_for_what_is_new_does_not_read_every_answer(tmp_path):
+    store = SqliteAnswers(tmp_path / "cache.db")
+    with store._open() as db:
+        asked = "EXPLAIN QUERY PLAN SELECT id, question, vector, created FROM answers WHERE created >= 1 AND expires > 1"
+        plan = " ".join(str(row) for row in db.execute(asked).fetchall())
+    assert "answers_created" in plan
+    store.close()
