@@ -82,8 +82,12 @@ class CacheStage:
         """Why the answer is not kept, None where it is, or where there was nothing to keep."""
         if self._cache is None or self.key is None or self.hit is not None:
             return None
-        # once more: a model that was loaded for this very query has told who it is by now
-        return self._cache.keep(answer, vector, _key(self._options, self._clients, self.key.collection, self.key.content_version))
+        try:  # once more: a model that was loaded for this very query has told who it is by now
+            key = _key(self._options, self._clients, self.key.collection, self.key.content_version)
+        except (RagError, EngineError) as problem:
+            return f"who answered cannot be told: {problem.message}"
+        self._leads = self._leads and key != self.key  # to keep ends the lead of its own key: another may lead it by now
+        return self._cache.keep(answer, vector, key)
 
     def release(self) -> None:
         """Let those go on who wait for this query, where it kept nothing."""

@@ -23,6 +23,7 @@ from jobs import Event, Job, Jobs, JobsFull, Work
 from latency.experiments.environment import environment
 from rag import trace_file
 from rag.errors import RagError
+from rag.sqlite_file import turn_to_wal, version_of
 from rag.trace_rows import pack, unpack
 
 __all__ = ["KINDS", "Experiment", "ExperimentStore", "Kind", "State", "environment", "run", "said"]
@@ -188,18 +189,9 @@ def _row(experiment: Experiment, owner: str) -> tuple[Any, ...]:
 
 
 def _prepare(db: sqlite3.Connection, path: Path) -> None:
-    version = int(db.execute("PRAGMA user_version").fetchone()[0])
-    application = int(db.execute("PRAGMA application_id").fetchone()[0])
-    tables = int(db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
-    if (version or tables) and application != APPLICATION_ID:
-        raise RagError(
-            f"{path} belongs to another program.", kind="bad_input", next_step="Move it away, or use another data folder."
-        )
-    if version > VERSION:
-        raise RagError(f"{path} was written by a newer version.", kind="bad_input", next_step="Update this program.")
-    if version == VERSION:
+    if version_of(db, path, APPLICATION_ID, VERSION) == VERSION:
         return
-    _turn_to_wal(db)
+    turn_to_wal(db, WAIT_SECONDS)
     db.executescript(
         f"""BEGIN IMMEDIATE;
         CREATE TABLE IF NOT EXISTS experiments (
@@ -210,19 +202,6 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
         PRAGMA user_version = {VERSION};
         COMMIT;"""
     )
-
-
-def _turn_to_wal(db: sqlite3.Connection) -> None:
-    """SQLite does not wait by itself while two processes turn a new file to WAL."""
-    end = time.monotonic() + WAIT_SECONDS
-    while True:
-        try:
-            db.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
-                raise
-        time.sleep(0.05)
 
 
 def _missing(experiment_id: str) -> RagError:

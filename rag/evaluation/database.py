@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from rag import trace_file
 from rag.errors import RagError
+from rag.sqlite_file import turn_to_wal, version_of
 
 APPLICATION_ID = 0x52414756  # "RAGV"
 VERSION = 1
@@ -78,28 +78,6 @@ class Database:
 
 
 def _prepare(db: sqlite3.Connection, path: Path) -> None:
-    version = int(db.execute("PRAGMA user_version").fetchone()[0])
-    application = int(db.execute("PRAGMA application_id").fetchone()[0])
-    tables = int(db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
-    if (version or tables) and application != APPLICATION_ID:
-        raise RagError(
-            f"{path} belongs to another program.", kind="bad_input", next_step="Move it away, or use another data folder."
-        )
-    if version > VERSION:
-        raise RagError(f"{path} was written by a newer version.", kind="bad_input", next_step="Update this program.")
-    if version < VERSION:
-        _turn_to_wal(db)
+    if version_of(db, path, APPLICATION_ID, VERSION) < VERSION:
+        turn_to_wal(db, WAIT_SECONDS)
         db.executescript(_SCHEMA)
-
-
-def _turn_to_wal(db: sqlite3.Connection) -> None:
-    """SQLite does not wait by itself while two processes turn a new file to WAL."""
-    end = time.monotonic() + WAIT_SECONDS
-    while True:
-        try:
-            db.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
-                raise
-        time.sleep(0.05)

@@ -352,3 +352,23 @@ def test_the_settings_can_have_the_reranker_asked_both_ways(clients, tmp_path, s
     assert stages(ask(asked, ALIKE))["cache"].hit is hit
     assert set(crossing.asked) >= {(ALIKE, QUESTION)}
     built.close()
+
+
+def test_a_lead_is_ended_once(clients):
+    """Who leads the question next must not lose its lead to a query that ended before."""
+    released = []
+    release, clients.cache.release = clients.cache.release, lambda *given: released.append(given) or release(*given)
+    assert ask(clients).outcome == "answered"
+    assert released == []
+
+
+@pytest.mark.parametrize("name", ["cache.db", "cache-book.db"])
+def test_a_broken_file_of_the_cache_loses_no_query(clients, tmp_path, name):
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    (folder / name).write_bytes(b"this is no database, and longer than its header would be " * 40)
+    cache = open_cache(folder, None)
+    found = [ask(replace(clients, cache=cache), question) for question in (QUESTION, ALIKE)]
+    assert [each.outcome for each in found] == ["answered", "answered"]
+    assert all(stages(each)["cache"].reason for each in found)
+    cache.close()
