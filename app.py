@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -17,13 +17,12 @@ import runtime
 from access import api as access_api
 from access import limits, wiring
 from collectors import metrics_api
-from collectors.alerts import Alert
-from collectors.views import Snapshot
 from guard import Guard, Policy
 from latency.otlp import api as receiving
 from rag import api
 from rag.errors import RagError
 from settings import Settings, SettingsError, load
+from ui.socket_words import StreamlitWords
 
 log = logging.getLogger("ragdeck")
 
@@ -41,6 +40,7 @@ def policy(settings: Settings, host: str) -> Policy:
         access=ways,
         limits=wiring.limits(settings),
         oidc_url=sign_in,
+        words=StreamlitWords(),
     )
 
 
@@ -112,17 +112,11 @@ def _say(problem: RagError) -> None:
     print(f"{problem.message}\n{problem.next_step}", file=sys.stderr, flush=True)
 
 
-def watched() -> tuple[Snapshot, Sequence[Alert]]:
-    """What /metrics tells of."""
-    running = runtime.started()
-    return running.sweep.snapshot(), running.alerts.active()
-
-
 ROUTES = [
     *api.routes(runtime.started),
     *access_api.routes(runtime.started),
     *receiving.routes(runtime.started),
-    *metrics_api.routes(watched),
+    *metrics_api.routes_of(runtime.started),
 ]
 
 app = st.App("ui/frame.py", lifespan=lifespan, routes=ROUTES, middleware=[Middleware(Guard, policy=current_policy)])

@@ -37,12 +37,15 @@ from access.limits import (
     retry_after,
 )
 from access.scopes import KEY, Identity, needed
+from access.scopes import Scope as Needed
 from access.signin import OIDC_SIGN_OUT, SIGN_IN, SIGN_IN_OIDC, SIGN_OUT, local, page
 from access.tokens import SESSION_SECONDS as TOKEN_SESSION_SECONDS
+from access.watch import PageSocket, Stream, Watch, Words
 from rag.errors import RagError
 
 log = logging.getLogger(__name__)
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 MAX_API_BYTES = API_BYTES
 MAX_SIGN_IN_BYTES = 4096
@@ -73,6 +76,8 @@ class Policy:
     limits: Limits = field(default_factory=Limits)
     oidc_url: Callable[[], str] | None = None
     """Where a browser begins to sign in; None without OpenID Connect."""
+    words: Words | None = None
+    """How to read what pages' browsers say over their WebSocket; None for a server without pages."""
 
     @property
     def loopback_only(self) -> bool:
@@ -132,8 +137,10 @@ class Guard:
                 answer = await self._sign_in(policy, scope, headers, receive)
             if answer is None and scope["type"] == "http" and scope["path"] == SIGN_OUT:
                 answer = _signed_out(policy, headers)
+            if answer is None and scope["type"] == "http" and scope["path"] == OIDC_SIGN_OUT:
+                answer = _ended(policy, headers)
             if answer is None:
-                await self._pass_on(policy.limits, scope, receive, guarded)
+                await self._let_in(policy, scope, receive, guarded)
             elif scope["type"] == "http":
                 await answer(scope, receive, guarded)
             else:
@@ -156,6 +163,25 @@ class Guard:
         if self._counters is None or self._counters[0] != limits:
             self._counters = (limits, Buckets(limits.requests_per_minute, self._clock), AtOnce(limits.requests_at_once))
         return self._counters[1:]
+
+    async def _let_in(self, policy: Policy, scope: Scope, receive: Receive, send: Send) -> None:
+        """To the app, and look again at who it is for as long as it lasts."""
+        who, headers = scope.get(KEY), Headers(scope=scope)
+        if not isinstance(who, Identity) or who.how == "open":
+            await self._pass_on(policy.limits, scope, receive, send)
+            return
+        watch = Watch(who, _needed(scope) or "read", lambda: policy.authenticator.again(headers), self._clock)
+        if scope["type"] == "http":
+            stream = Stream(receive, send, watch)
+            await self._pass_on(policy.limits, scope, stream.receive, stream.send)
+        elif policy.words is None:
+            await self._pass_on(policy.limits, scope, receive, send)
+        else:
+            socket = PageSocket(receive, watch, policy.words)
+            try:
+                await self._pass_on(policy.limits, scope, socket.receive, send)
+            finally:
+                socket.done()
 
     async def _pass_on(self, limits: Limits, scope: Scope, receive: Receive, send: Send) -> None:
         """To the app. What it raises is answered here: outside, the answer would go without our headers."""
@@ -183,10 +209,10 @@ class Guard:
             await answer(scope, receive, send)
 
     async def _not_allowed(self, policy: Policy, scope: Scope, headers: Headers) -> Response | None:
-        wanted = needed("WEBSOCKET" if scope["type"] == "websocket" else scope["method"], scope["path"])
+        wanted = _needed(scope)
         if wanted is None:
             return None
-        who = policy.authenticator.identify(headers)
+        who = policy.authenticator.arrived(headers)
         if who is None:
             return await self._unknown(policy, scope, headers)
         if wait := self._too_often(policy.limits, scope, who):
@@ -257,11 +283,19 @@ def _signed_in(ways: Authenticator, who: Identity, following: str, secure: bool)
     return response
 
 
-def _signed_out(policy: Policy, headers: Headers) -> Response:
+def _ended(policy: Policy, headers: Headers) -> Response | None:
+    """None: what the browser shows counts no more."""
     try:
         policy.authenticator.end_session(headers)
     except RagError as problem:
         return _error(503, "internal", problem.message, problem.next_step)
+    return None
+
+
+def _signed_out(policy: Policy, headers: Headers) -> Response:
+    problem = _ended(policy, headers)
+    if problem is not None:
+        return problem
     response = RedirectResponse(OIDC_SIGN_OUT if policy.oidc_url else SIGN_IN, status_code=303, headers=NOT_KEPT)
     response.delete_cookie(COOKIE, httponly=True, samesite="strict")
     return response
@@ -290,6 +324,8 @@ class WrongTokens:
 
 def _refusal(policy: Policy, scope: Scope, headers: Headers) -> Response | None:
     """What is wrong with the request whoever sends it; for another site's preflight the answer to it."""
+    if _CONTROL.search(scope["path"]):  # a route's pattern takes a line end at its end for nothing; the table of scopes does not
+        return _error(400, "bad_input", "the path has a control character", "Leave it out.")
     host = headers.get("host", "")
     name = _host_name(host)
     if len(headers.getlist("host")) > 1:  # one of them would be checked and the other believed
@@ -319,6 +355,10 @@ async def _deny(answer: Response, scope: Scope, receive: Receive, send: Send) ->
         await answer(scope, receive, send)
     else:
         await send({"type": "websocket.close", "code": 4403, "reason": "refused"})
+
+
+def _needed(scope: Scope) -> Needed | None:
+    return needed("WEBSOCKET" if scope["type"] == "websocket" else scope["method"], scope["path"])
 
 
 def _is_api(scope: Scope) -> bool:
@@ -368,7 +408,7 @@ def _shared_with(policy: Policy, headers: Headers) -> str | None:
 
 def _body_refusal(limits: Limits, scope: Scope, headers: Headers) -> Response | None:
     length, most = headers.get("content-length"), limits.body_bytes(scope["path"])
-    if length is not None and length.isdigit() and int(length) > most:
+    if length is not None and length.isdecimal() and int(length) > most:
         return _too_large(f"{int(length):,}", most)
     has_body = length not in (None, "0") or "transfer-encoding" in headers
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()

@@ -34,6 +34,8 @@ class Job(Generic[R]):
         self.kind = kind
         self.title = title
         self.started_at = datetime.now(UTC)
+        self.started_by: str | None = None
+        """Who may end it beside the operators, as `access.scopes.Identity.key` has them; None: nobody."""
         self.state: State = "running"
         self.result: R | None = None
         self.error: Exception | None = None

@@ -36,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     create.add_argument("name", help="what it is for")
     meaning = "; ".join(f"{scope}: {MEANING[scope]}" for scope in SCOPES)
     create.add_argument("--scope", action="append", choices=SCOPES, dest="scopes", required=True, help=f"once or more; {meaning}")
-    create.add_argument("--days", type=float, help="until it expires (default: never)")
+    create.add_argument("--days", type=float, metavar="DAYS", help="days until it expires (default: never)")
     create.set_defaults(run=_create)
     verbs.add_parser("list", parents=[common], help="all of them, without their secrets").set_defaults(run=_list)
     revoke = verbs.add_parser("revoke", parents=[common], help="it counts for nothing from the next request on")
@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     revoke.set_defaults(run=_revoke)
     shown = nouns.add_parser("audit", parents=[common], help="who did what, the newest first")
     shown.add_argument("--text", default="", help="only lines that hold it")
-    shown.add_argument("--limit", type=int, default=50)
+    shown.add_argument("--limit", type=int, default=50, metavar="N", help="lines at most (default %(default)s)")
     shown.set_defaults(run=_audit)
     return parser
 

@@ -44,7 +44,7 @@ def recorded(log: AuditLog, who: Identity, address: str | None, what: str, targe
     """Two lines around what is done. Raises RagError, with nothing done, where the first cannot be written: what nobody could
     account for is not done. An exception is an outcome, and goes on."""
     try:
-        asked = log.begin(who.name, "", what, address, target)
+        asked = log.begin(_whole(who.name), "", _whole(what), address, _whole(target))
     except OSError as problem:
         message = f"nothing was done: {log.path.name} cannot be written ({problem.strerror})"
         raise RagError(message, next_step="Make room on the disk of RAG Deck, and its data folder writable.") from None
@@ -61,7 +61,12 @@ def recorded(log: AuditLog, who: Identity, address: str | None, what: str, targe
 
 def refused(log: AuditLog, who: Identity, address: str | None, what: str, why: str, target: str = "") -> None:
     """Somebody asked for what is not theirs to do. Raises OSError."""
-    log.end(log.begin(who.name, "", what, address, target), "refused", why)
+    log.end(log.begin(_whole(who.name), "", _whole(what), address, _whole(target)), "refused", _whole(why))
+
+
+def _whole(text: str) -> str:
+    """Without halves of characters, which no file takes: a name of a file or an argument may have one."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def found(log: AuditLog, where: Filter, limit: int = 200) -> list[Action]:

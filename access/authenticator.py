@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from starlette.datastructures import Headers
@@ -13,12 +16,16 @@ from starlette.requests import cookie_parser
 from access.oidc import OidcSessions
 from access.proxy import TrustedProxy
 from access.scopes import ALL, OPEN, Identity
-from access.tokens import TokenStore, looks_like_one
+from access.tokens import SESSION_SECONDS, TokenStore, looks_like_one
 from rag.errors import RagError
 
 log = logging.getLogger(__name__)
 
 COOKIE = "ragdeck_session"
+USERS_REMEMBERED = 1024
+VOUCHED_SECONDS = SESSION_SECONDS
+Vouched = OrderedDict[str, tuple[Identity, float]]
+"""The proxy's newest word on each user, and when it said so (by the clock)."""
 SERVER = Identity("server token", "server token", ALL)
 
 
@@ -31,6 +38,27 @@ class Authenticator:
     tokens: TokenStore | None = None
     proxy: TrustedProxy | None = None
     oidc: OidcSessions | None = None
+    vouched: Vouched = field(default_factory=OrderedDict, repr=False, compare=False)
+    clock: Callable[[], float] = field(default=time.monotonic, repr=False, compare=False)
+
+    def arrived(self, headers: Headers) -> Identity | None:
+        """Who sends a request now. See `identify`."""
+        who = self.identify(headers)
+        if who is not None and who.how == "proxy":
+            self.vouched[who.name] = who, self.clock()
+            self.vouched.move_to_end(who.name)
+            if len(self.vouched) > USERS_REMEMBERED:
+                self.vouched.popitem(last=False)
+        return who
+
+    def again(self, headers: Headers) -> Identity | None:
+        """Who sent a request some time ago, with what they may do now. A proxy is not asked again: its newest word on them
+        counts, and that for VOUCHED_SECONDS."""
+        who = self.identify(headers)
+        if who is None or who.how != "proxy":
+            return who
+        newest, at = self.vouched.get(who.name, (who, self.clock()))
+        return newest if self.clock() - at < VOUCHED_SECONDS else None
 
     def identify(self, headers: Headers) -> Identity | None:
         """None: nobody we know. A token of ours that is wrong, expired or revoked counts for nothing even where none is needed:
@@ -44,7 +72,7 @@ class Authenticator:
         if found is None and self.proxy is not None:
             found = self.proxy.identify(headers)
         if found is None and self.oidc is not None:
-            found = self.oidc.identify(cookies(headers))
+            found = self._by_sign_in(headers, self.oidc)
         return found or (None if self.required else OPEN)
 
     def by_token(self, text: str) -> Identity | None:
@@ -64,10 +92,15 @@ class Authenticator:
         return hmac.new((self.server_token or "").encode(), b"ragdeck session", hashlib.sha256).hexdigest()
 
     def end_session(self, headers: Headers) -> None:
-        """Raises RagError internal."""
-        cookie = cookies(headers).get(COOKIE)
-        if cookie is not None and self.tokens is not None:
-            self.tokens.close_session(cookie)
+        """What the browser shows counts for nothing any more, also for whoever has a copy of it. Raises RagError internal."""
+        if self.tokens is None:
+            return
+        shown = cookies(headers)
+        if COOKIE in shown:
+            self.tokens.close_session(shown[COOKIE])
+        signed_in = self.oidc.read(shown) if self.oidc is not None else None
+        if self.oidc is not None and signed_in is not None:
+            self.tokens.end_sign_in(signed_in.mark, self.oidc.session_seconds)
 
     @property
     def takes_tokens(self) -> bool:
@@ -88,6 +121,17 @@ class Authenticator:
         ):
             return SERVER
         return self._stored(cookie) if not looks_like_one(cookie) else None
+
+    def _by_sign_in(self, headers: Headers, oidc: OidcSessions) -> Identity | None:
+        signed_in = oidc.read(cookies(headers))
+        if signed_in is None:
+            return None
+        try:
+            ended = self.tokens is not None and self.tokens.has_ended(signed_in.mark)
+        except RagError as problem:
+            log.error("%s. %s", problem.message, problem.next_step)
+            return None
+        return None if ended else signed_in.who
 
     def _stored(self, text: str) -> Identity | None:
         try:

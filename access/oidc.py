@@ -6,6 +6,7 @@ at every request, because Streamlit itself shows its pages to everybody. Knows n
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import tomli_w
@@ -24,6 +25,14 @@ from access.scopes import Identity, Scope, granted
 COOKIE = "_streamlit_user"
 MAX_CHUNKS = 20
 _CHUNKS = re.compile(r"chunks-(\d{1,3})")
+
+
+class SignIn(NamedTuple):
+    """`mark` tells this sign-in from all others. It is made of what was signed and not of the cookie, which can be written in
+    more than one way."""
+
+    who: Identity
+    mark: bytes
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,13 @@ class OidcSessions:
 
     def identify(self, cookies: Mapping[str, str]) -> Identity | None:
         """Who signed in; None without a cookie, for one that is forged, cut, too old, or of another origin."""
-        claims = self._claims(cookies)
+        found = self.read(cookies)
+        return found.who if found is not None else None
+
+    def read(self, cookies: Mapping[str, str]) -> SignIn | None:
+        """The same, with the mark of this sign-in."""
+        text, signed_at_unix = self._text(cookies)
+        claims = _object(text)
         if claims is None or claims.get("is_logged_in") is not True or claims.get("origin") != self._origin():
             return None
         verified = claims.get("email_verified") is not False  # an address that anybody may have typed gives nobody a role
@@ -49,33 +64,40 @@ class OidcSessions:
         if not user:
             return None
         groups = _texts(claims.get(self.groups_claim))
-        return Identity(user[0][:200], "oidc", granted(user, groups, self.allowed), groups=groups)
+        who = Identity(user[0][:200], "oidc", granted(user, groups, self.allowed), groups=groups)
+        return SignIn(who, hashlib.sha256(f"{signed_at_unix}\n{text}".encode()).digest())
 
     def _origin(self) -> str:
         parts = urlsplit(self.redirect_uri)
         return f"{parts.scheme}://{parts.netloc}"
 
-    def _claims(self, cookies: Mapping[str, str]) -> dict[str, Any] | None:
-        text = self._signed(cookies, COOKIE)
+    def _text(self, cookies: Mapping[str, str]) -> tuple[str | None, float]:
+        """(the claims as they were signed, when)."""
+        text, signed_at_unix = self._signed(cookies, COOKIE)
         chunks = _CHUNKS.match(text or "")
         if text is not None and chunks is not None:
             count = int(chunks[1])
-            parts = [self._signed(cookies, f"{COOKIE}_{n + 1}") for n in range(count)] if count <= MAX_CHUNKS else [None]
+            parts = [self._signed(cookies, f"{COOKIE}_{n + 1}")[0] for n in range(count)] if count <= MAX_CHUNKS else [None]
             text = None if None in parts else "".join(part or "" for part in parts)
-        try:
-            claims = json.loads(text) if text else None
-        except (ValueError, RecursionError):
-            return None
-        return claims if isinstance(claims, dict) else None
+        return text, signed_at_unix
 
-    def _signed(self, cookies: Mapping[str, str], name: str) -> str | None:
+    def _signed(self, cookies: Mapping[str, str], name: str) -> tuple[str | None, float]:
         if name not in cookies:
-            return None
+            return None, 0.0
+        serializer = URLSafeTimedSerializer(self.cookie_secret, salt=name)
         try:
-            value = URLSafeTimedSerializer(self.cookie_secret, salt=name).loads(cookies[name], max_age=int(self.session_seconds))
+            value, at = serializer.loads(cookies[name], max_age=int(self.session_seconds), return_timestamp=True)
         except (BadData, ValueError, RecursionError):
-            return None
-        return value if isinstance(value, str) else None
+            return None, 0.0
+        return (value if isinstance(value, str) else None), at.timestamp()
+
+
+def _object(text: str | None) -> dict[str, Any] | None:
+    try:
+        claims = json.loads(text) if text else None
+    except (ValueError, RecursionError):
+        return None
+    return claims if isinstance(claims, dict) else None
 
 
 def _texts(value: object) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 MASK = "***"
 LEAST_CHARS = 6  # a shorter value would mask half the log and protect nothing
+KEY_CHARS = 16  # a part of a secret address that is so long is a key: notifications carry theirs in paths
 _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(?i)\b(bearer|basic)(\s+)[A-Za-z0-9._~+/=-]{6,}"), r"\1\2" + MASK),
     (re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]{1,20}://)[^/\s@'\"<>]{1,512}@"), r"\1" + MASK + "@"),
@@ -81,7 +82,9 @@ def secret_values(value: Any) -> list[str]:
     if reveal is not None:
         text = str(reveal())
         inner = re.findall(r"://([^/\s]*)@", text)
-        return [text, *(part for login in inner for part in login.split(":") if part)]
+        rest = re.split(r"[/?&=#@:]", text.partition("://")[2]) if "://" in text else []
+        keys = [part for part in rest if len(part) >= KEY_CHARS and "." not in part]
+        return [text, *keys, *(part for login in inner for part in login.split(":") if part)]
     if isinstance(value, Mapping):
         return [text for item in value.values() for text in secret_values(item)]
     if isinstance(value, (tuple, list)):

@@ -30,6 +30,11 @@ class Identity:
     token_id: str | None = None
     groups: tuple[str, ...] = ()
 
+    @property
+    def key(self) -> str:
+        """Tells one from another: names alone do not, since whoever makes a token chooses its name."""
+        return f"{self.how}:{self.token_id or self.name}"
+
     def may(self, scope: Scope | None) -> bool:
         return scope is None or scope in self.scopes
 

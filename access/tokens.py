@@ -1,4 +1,4 @@
-"""API tokens and the sessions opened with them: made, checked, revoked, in one SQLite file that several processes may use.
+"""API tokens, sessions opened with them, sign-ins that were ended: in one SQLite file that several processes may use.
 
 The file holds SHA-256 of the secrets, never a secret. That is enough here, where a password would need a slow hash: a secret is
 256 random bits, which nobody guesses however fast the hash is. Knows no HTTP.
@@ -36,6 +36,7 @@ CREATE TABLE IF NOT EXISTS tokens (
     created_at_unix REAL NOT NULL, expires_at_unix REAL, revoked_at_unix REAL, used_at_unix REAL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS sessions (
     id TEXT PRIMARY KEY, hash BLOB NOT NULL, token_id TEXT NOT NULL, expires_at_unix REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS ended (mark BLOB PRIMARY KEY, until_unix REAL NOT NULL) WITHOUT ROWID;
 """
 
 
@@ -152,6 +153,22 @@ class TokenStore:
         if who is not None and value.startswith(f"{SESSION_PREFIX}_"):
             with self._change() as db:
                 db.execute("DELETE FROM sessions WHERE id = ?", (value.split("_")[1],))
+
+    def end_sign_in(self, mark: bytes, seconds: float) -> None:
+        """A sign-in that was not made here counts for nothing any more; kept for `seconds`, as long as it would have counted.
+        Raises RagError internal."""
+        now = self._clock()
+        with self._change() as db:
+            db.execute("DELETE FROM ended WHERE until_unix < ?", (now,))
+            db.execute("INSERT OR REPLACE INTO ended VALUES (?, ?)", (mark, now + seconds))
+
+    def has_ended(self, mark: bytes) -> bool:
+        """Raises RagError internal."""
+        if not self.path.exists():
+            return False
+        with self._open() as db:
+            known = db.execute("SELECT 1 FROM sqlite_master WHERE name = 'ended'").fetchone()  # a file of an older version
+            return known is not None and db.execute("SELECT 1 FROM ended WHERE mark = ?", (mark,)).fetchone() is not None
 
     def _token(self, db: sqlite3.Connection, key: str, secret: str) -> Token | None:
         row = db.execute(f"SELECT hash, {_COLUMNS} FROM tokens WHERE id = ?", (key,)).fetchone()

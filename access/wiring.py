@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+from collections import OrderedDict
 from pathlib import Path
 
 from access import redaction
-from access.authenticator import Authenticator
+from access.authenticator import Authenticator, Vouched
 from access.limits import Limits
 from access.oidc import OidcSessions, write_secrets
 from access.proxy import TrustedProxy
@@ -18,6 +19,8 @@ from rag.errors import RagError
 from settings import Settings
 
 log = logging.getLogger(__name__)
+# Of the process: its requests come to one authenticator, its pages ask another
+_VOUCHED: Vouched = OrderedDict()
 
 CLOSED = """\
 refused to listen on {host}: whoever reaches this port could read every question and change everything. Either
@@ -25,6 +28,13 @@ refused to listen on {host}: whoever reaches this port could read every question
   2. put a reverse proxy in front that signs them in: [access.proxy] header and secret.
 For programs alone, or a few people who share it, a token is enough: RAGDECK_TOKEN, or `python -m access token create`.
 On this machine alone nothing of this is needed: server.host (api.host) = "127.0.0.1"."""
+
+
+NO_PAGES = """\
+refused to serve on {host}: OpenID Connect is the only way in that is configured, and it signs in people with a browser, on pages
+that this server does not have. Everybody would be refused. What works here:
+  1. API tokens: `python -m access token create NAME --scope ask`, or RAGDECK_TOKEN, or
+  2. a reverse proxy that says who it is: [access.proxy] header and secret."""
 
 
 def is_loopback(host: str) -> bool:
@@ -58,12 +68,16 @@ def upload_bounds(settings: Settings) -> Bounds:
     return Bounds(settings.access.upload_files, settings.ingest.max_file_bytes, settings.access.upload_bytes)
 
 
-def why_closed(settings: Settings, host: str) -> str | None:
-    """Why a server must not listen there with these settings, and what to do; None where it may. Raises RagError."""
-    if is_loopback(host) or settings.server.token or has_oidc(settings) or has_proxy(settings):
+def why_closed(settings: Settings, host: str, *, sign_in: bool = True) -> str | None:
+    """Why a server must not listen there with these settings, and what to do; None where it may. `sign_in`: it shows pages, on
+    which people can sign in with OpenID Connect. Raises RagError."""
+    if settings.server.token or has_proxy(settings) or (sign_in and has_oidc(settings)):
         return None
-    if token_store(settings).any_active():
+    only_oidc = has_oidc(settings)
+    if (is_loopback(host) and not only_oidc) or token_store(settings).any_active():
         return None
+    if only_oidc:
+        return "\n".join([NO_PAGES.format(host=host), *incomplete(settings)])
     return "\n".join([CLOSED.format(host=host), *incomplete(settings)])
 
 
@@ -96,11 +110,13 @@ def authenticator(settings: Settings, host: str, *, sign_in: bool = True) -> Aut
     token = settings.server.token
     proxy, oidc = _proxy(settings), _oidc(settings) if sign_in else None
     return Authenticator(
-        required=bool(token or proxy or oidc) or not is_loopback(host),
+        required=bool(token or proxy or has_oidc(settings))
+        or not is_loopback(host),  # who signs in on pages is not let in beside them
         server_token=token.get_secret_value() if token else None,
         tokens=token_store(settings),
         proxy=proxy,
         oidc=oidc,
+        vouched=_VOUCHED,
     )
 
 
@@ -136,9 +152,9 @@ def redact_logs(settings: Settings) -> None:
     redaction.install(redaction.Redactor(redaction.secret_values(settings)))
 
 
-def checked_start(settings: Settings, host: str) -> None:
-    """Raises RagError bad_input where the server must not be started there."""
-    why = why_closed(settings, host)
+def checked_start(settings: Settings, host: str, *, sign_in: bool = True) -> None:
+    """Raises RagError bad_input where the server must not be started there; see `why_closed`."""
+    why = why_closed(settings, host, sign_in=sign_in)
     if why is not None:
         raise RagError(why, kind="bad_input", next_step="docs/settings.md has [access]; SECURITY.md says what it defends.")
     for line in incomplete(settings):

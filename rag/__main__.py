@@ -67,8 +67,10 @@ def _ask_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--hyde", choices=["off", "on", "auto"], help="write a hypothetical answer first (default: llm.default_hyde)"
     )
-    parser.add_argument("--candidates", type=_positive, metavar="N", help="passages that go into the reranker")
-    parser.add_argument("--keep", type=_positive, metavar="N", help="passages that come out of it")
+    parser.add_argument(
+        "--candidates", type=_positive, metavar="N", help="passages that go into the reranker (default: reranker.top_k)"
+    )
+    parser.add_argument("--keep", type=_positive, metavar="N", help="passages that come out of it (default: reranker.return_k)")
     parser.add_argument("--no-rerank", action="store_true", help="keep the fused order")
     parser.add_argument(
         "--caches", choices=["use", "bypass", "refresh"], help="default: use for one question, bypass for a series"
@@ -142,6 +144,7 @@ def _serve(given: argparse.Namespace) -> int:
     import runtime
     from access import api as access_api
     from access import limits, wiring
+    from collectors import metrics_api
     from guard import Guard, Policy
     from latency.otlp import api as receiving
     from rag import api
@@ -149,7 +152,7 @@ def _serve(given: argparse.Namespace) -> int:
 
     settings = load()
     host, port = given.host or settings.api.host, given.port or settings.api.port
-    wiring.checked_start(settings, host)
+    wiring.checked_start(settings, host, sign_in=False)
     wiring.redact_logs(settings)
     limits.hurry_all()
     rules = Policy(
@@ -165,7 +168,8 @@ def _serve(given: argparse.Namespace) -> int:
     logging.getLogger().setLevel(logging.INFO)
     try:
         parts = (api, receiving, access_api)
-        server = Guard(Starlette(routes=[route for part in parts for route in part.routes(runtime.started)]), rules)
+        routes = [route for part in parts for route in part.routes(runtime.started)]
+        server = Guard(Starlette(routes=[*routes, *metrics_api.routes_of(runtime.started)]), rules)
         uvicorn.run(server, host=host, port=port, log_level="info", timeout_graceful_shutdown=10)
     except KeyboardInterrupt:  # uvicorn drains on SIGTERM and SIGINT, then raises the signal once more for us
         return 0

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, tzinfo
+from urllib.parse import quote
 
 from access.scopes import MEANING, SCOPES, Identity, Scope
+from access.signin import SIGN_IN, SIGN_OUT
 from access.tokens import Token
 from collectors.audit import Action
 from ui import cards, figures
@@ -36,6 +38,19 @@ def me(who: Identity) -> str:
     return (
         head + f'<div class="rd rd-soft">{HOW[who.how]}.{groups}</div>' + figures.table(["Scope", "You", "To"], rows, wrap=(2,))
     )
+
+
+def ended(who: Identity, here: str) -> str:
+    """Instead of a page whose viewer may not read: why, and the way back in. `here` is the page's path."""
+    back = f'<a href="{SIGN_IN}?next={quote(here, safe="")}" target="_self">Sign in again</a>'
+    again = f'<a href="{escape(here)}" target="_self">Load the page again</a>'
+    leave = f'<a href="{SIGN_OUT}" target="_self">Sign out</a>'
+    if who.how == "open":
+        why = "Your sign-in has ended: you signed out, its time is over, or the token was revoked or has expired."
+        return cards.note("critical", "<strong>You are signed out.</strong>", why, f"{back} · {again}")
+    why = f"You are {escape(who.name)}, and may not look at this RAG Deck any more."
+    step = "Ask whoever runs it for the scope “read”, or sign in as somebody else."
+    return cards.note("critical", "<strong>Your access has ended.</strong>", why, step, f"{again} · {leave}")
 
 
 def scopes(allowed: frozenset[Scope]) -> str:

@@ -10,7 +10,7 @@ import streamlit as st
 from rag.errors import RagError
 from rag.types import Problem
 from settings import SettingsError
-from ui import cards, viewer
+from ui import access_view, cards, viewer
 from ui.cached import the_runtime
 from ui.format import escape, plural
 from ui.links import page
@@ -53,6 +53,7 @@ def main() -> None:
     st.logo(str(Path(__file__).parent / "logo.svg"))
     st.html(stylesheet())
     chosen = st.navigation(_PAGES, expanded=True)
+    st.set_page_config(page_title=f"{chosen.title} · RAG Deck")
     try:
         runtime = the_runtime()
     except SettingsError as error:
@@ -65,10 +66,9 @@ def main() -> None:
         log.exception("the runtime cannot be built")
         _cannot_start("RAG Deck cannot start", [f"{type(error).__name__}: {error}"], "The server's log has the details.")
         return
-    if not viewer.may(runtime, "read"):
-        st.html(
-            cards.note("critical", "<strong>Your access has ended.</strong>", "Sign in again, or ask who runs this dashboard.")
-        )
+    me = viewer.who(runtime)
+    if not me.may("read"):
+        st.html(access_view.ended(me, viewer.here()))
         return
     busy = _still_busy()
     with st.sidebar:

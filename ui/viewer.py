@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TypeVar, cast
+from collections.abc import Callable
+from typing import Any, TypedDict, TypeVar, cast
+from urllib.parse import urlencode, urlsplit
 
 import streamlit as st
 from starlette.datastructures import Headers
@@ -10,8 +12,9 @@ from starlette.datastructures import Headers
 import runtime
 from access import wiring
 from access.authenticator import Authenticator
-from access.operations import Guarded, Viewer, unwrapped
+from access.operations import Guarded, Viewer, may_cancel, unwrapped
 from access.scopes import Identity, Scope
+from jobs import Job
 
 NOBODY = Identity("nobody", "open", frozenset())
 
@@ -38,7 +41,7 @@ def of(running: runtime.Runtime) -> Viewer:
     headers, ways = _headers(), _ways(running)
     address = st.context.ip_address
     known = address if isinstance(address, str) else None
-    return Viewer(lambda: ways.identify(headers) or NOBODY, known, running.deployment.audit)
+    return Viewer(lambda: ways.again(headers) or NOBODY, known, inside(running).deployment.audit)
 
 
 def who(running: runtime.Runtime) -> Identity:
@@ -47,6 +50,31 @@ def who(running: runtime.Runtime) -> Identity:
 
 def may(running: runtime.Runtime, scope: Scope) -> bool:
     return who(running).may(scope)
+
+
+def here() -> str:
+    """The path and query of the page that the browser shows, on this server; "/" where it does not say."""
+    parts = urlsplit(st.context.url or "")
+    query = urlencode([(name, value) for name in st.query_params for value in st.query_params.get_all(name)])
+    return (parts.path or "/") + (f"?{query}" if query else "")
+
+
+class Stop(TypedDict):
+    """What a button that ends a job is made with."""
+
+    on_click: Callable[[], None]
+    disabled: bool
+    help: str | None
+
+
+def stop(job: Job[Any], help: str | None = None) -> Stop:
+    """Disabled where the job is being ended already, and for whoever may not end it."""
+    mine = may_cancel(job)
+    return Stop(
+        on_click=job.cancel,
+        disabled=job.cancelled.is_set() or not mine,
+        help=help if mine else "For who started it, and for operators.",
+    )
 
 
 def _headers() -> Headers:

@@ -55,7 +55,7 @@ def test_one_and_many_go(rt: runtime.Runtime) -> None:
 
 def test_who_may_not_deletes_nothing(rt: runtime.Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     reader = Identity("bo", "proxy", frozenset({"read", "ask"}))
-    monkeypatch.setattr(viewer, "_ways", lambda running: type("Ways", (), {"identify": lambda self, headers: reader})())
+    monkeypatch.setattr(viewer, "_ways", lambda running: type("Ways", (), {"again": lambda self, headers: reader})())
     page = AppTest.from_string(SCRIPT, default_timeout=60).run()
     page.button(key="really-forget-a1").click().run()
     page.button(key="really-forget-many").click().run()

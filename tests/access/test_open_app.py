@@ -93,6 +93,15 @@ def test_an_api_token_works_until_it_is_revoked(behind: App) -> None:
     assert behind.call("POST", "/signin", data={"token": secret}).status_code == 401
 
 
+@pytest.mark.parametrize("end", ["%0A", "%0a", "%0D%0A", "%00", "%09", "%7F"])
+def test_a_path_that_is_written_otherwise_needs_no_less(behind: App, end: str) -> None:
+    secret, _ = TokenStore(behind.config.parent / "data" / "access.db").create("reader", ["read"], created_by="test")
+    header = {"authorization": f"Bearer {secret}"}
+    for method, path in (("GET", "/api/v1/audit"), ("DELETE", "/api/v1/queries"), ("POST", "/api/v1/ask"), ("GET", "/metrics")):
+        assert behind.call(method, path + end, headers=header).status_code == 400, (method, path)
+    assert behind.call("GET", "/api/v1/audit", headers=header).status_code == 403
+
+
 def test_a_gigabyte_is_refused_before_it_is_sent(behind: App) -> None:
     for path, limit in (
         ("/api/v1/ask", 1 << 20),
@@ -149,7 +158,8 @@ def test_a_browser_signs_in_at_the_provider_and_out_again(signed_in: tuple[App, 
         assert app.web_socket(cookie=jar) == 101
         browser.get("/signout")
         assert browser.get("/").url.path == "/signin"
-    assert app.web_socket() == 401
+    assert app.web_socket() == 401 and app.web_socket(cookie=jar) == 401  # a copy of the cookie is worth nothing either
+    assert app.call("GET", "/api/v1/whoami", headers={"cookie": jar}).status_code == 401
 
 
 def test_others_have_fewer_scopes_and_a_forged_answer_signs_nobody_in(signed_in: tuple[App, Provider]) -> None:

@@ -71,7 +71,7 @@ def test_the_log_is_filtered(page: AppTest, folder: Path) -> None:
 
 def test_who_may_not_operate_sees_neither(page: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
     reader = Identity("bo", "proxy", frozenset({"read"}), groups=("<b>team</b>",))
-    monkeypatch.setattr(viewer, "_ways", lambda running: type("Ways", (), {"identify": lambda self, headers: reader})())
+    monkeypatch.setattr(viewer, "_ways", lambda running: type("Ways", (), {"again": lambda self, headers: reader})())
     page.run()
     assert not page.exception and "You are bo" in text(page) and "lacks the scope" in text(page)
     assert not page.button and "API tokens" not in text(page) and "<b>team" not in text(page)
