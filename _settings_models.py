@@ -18,6 +18,7 @@ from _settings_values import (
     AnswerPrompt,
     Device,
     Entries,
+    GpuPrices,
     HeaderName,
     Headers,
     HeaderSecret,
@@ -372,6 +373,35 @@ class Query(Section):
     max_running: int = setting(8, "Queries that run at once.", ge=1, le=1000)
 
 
+class Readiness(Section):
+    """What the page Readiness and `python -m deploy validate` call acceptable."""
+
+    answer_seconds: Seconds = setting(
+        10.0, "Longest acceptable answer, in seconds: of one warm query, and p95 of stored queries and of a load test."
+    )
+    first_token_seconds: Seconds = setting(2.0, "Longest acceptable wait for the first token, in seconds.")
+    users: int | None = setting(
+        None,
+        "Users at once that must be served; unset: 10 where a machine with eight GPUs of 80 GB is watched, else 3.",
+        ge=1,
+        le=10_000,
+    )
+    evidence_days: float = setting(30.0, "Age at which checks and a load test prove nothing any more, in days.", gt=0, le=3650)
+    query_days: float = setting(7.0, "Stored queries that count: those of so many last days.", gt=0, le=3650)
+
+
+class Capacity(Section):
+    """What the page Capacity may look at, and what GPUs cost."""
+
+    model_folders: tuple[Text, ...] = setting(
+        (), "Folders of this machine whose models (each a folder with a config.json) can be chosen there, by all who may read."
+    )
+    gpu_prices: GpuPrices = setting(
+        {},
+        "What one GPU costs, by its name there: `[capacity.gpu_prices.L4]` with `eur_month`, `date` (such as 2026-03), `source`.",
+    )
+
+
 class Settings(Section):
     """All settings. Made by `load`; `origins` says for each key that is not a default where its value came from."""
 
@@ -379,8 +409,10 @@ class Settings(Section):
     config_file: Path | None = None
     origins: Mapping[str, str] = {}
     machines: Entries = setting((), "Machines that are watched over SSH, `[[machines]]`; `local` is always there.")
-    services: Entries = setting((), "Services that are probed, `[[services]]`.")
-    prometheus: Entries = setting((), "Prometheus servers that tell of further machines, `[[prometheus]]`.")
+    services: Entries = setting((), "Services that are probed, `[[services]]`; `api_key_env` names the variable with its key.")
+    prometheus: Entries = setting(
+        (), "Prometheus servers that tell of further machines, `[[prometheus]]`; `api_key_env` as there."
+    )
     server: Server = Server()
     access: Access = Access()
     api: Api = Api()
@@ -399,6 +431,8 @@ class Settings(Section):
     alerts: Alerts = Alerts()
     offline: Offline = Offline()
     query: Query = Query()
+    readiness: Readiness = Readiness()
+    capacity: Capacity = Capacity()
     _remembered: tuple[Mapping[str, str], Path] | None = PrivateAttr(None)  # environment and root, for save_edited
 
     NOT_IN_FILES: ClassVar[frozenset[str]] = frozenset({"data_dir", "config_file", "origins"})

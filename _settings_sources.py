@@ -170,9 +170,11 @@ def read_toml(path: Path, required: bool, hint: str | None, problems: list[Probl
 def _lines(text: str) -> Iterator[tuple[str, int]]:
     """(dotted key, line) for each header and assignment of a valid TOML document; tomllib itself keeps no positions.
 
-    Statement by statement: a statement cut at a line end is never valid alone, so lines are added until it parses.
+    Statement by statement: a statement cut at a line end is never valid alone, so lines are added until it parses. What stands
+    in a list of tables is there by its number too: `services[2].url`.
     """
     table: tuple[str, ...] = ()
+    counts: dict[tuple[str, ...], int] = {}
     statement, start = "", 1
     for number, line in enumerate(text.split("\n"), 1):
         first = not statement
@@ -189,8 +191,13 @@ def _lines(text: str) -> Iterator[tuple[str, int]]:
         paths = list(_paths(data, ()))
         if header:
             table = paths[-1]
+            if statement.lstrip().startswith("[["):
+                counts[table] = counts.get(table, 0) + 1
         for path in paths:
-            yield ".".join(path if header else table + path), start
+            whole = path if header else table + path
+            yield ".".join(whole), start
+            if whole[:1] in counts:
+                yield ".".join((f"{whole[0]}[{counts[whole[:1]]}]", *whole[1:])), start
         statement = ""
 
 

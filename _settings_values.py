@@ -8,13 +8,14 @@ from __future__ import annotations
 import ipaddress
 import re
 import string
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, get_args
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
 
-from _settings_sources import masked_text
+from _settings_sources import Entry, Problem, line_of, masked_text, shown
 
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
 
@@ -96,6 +97,7 @@ def _space_separated(value: object) -> object:
 
 # What an entry of [[machines]] or [[services]] may hold that is nobody's business; `key` is a path.
 SECRET_NAMES = frozenset({"api_key", "passphrase", "password", "token", "headers"})
+KEY_VARIABLE = "api_key_env"  # the name of the environment variable that holds an entry's api_key
 
 
 def _entries(value: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
@@ -104,6 +106,21 @@ def _entries(value: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
     if not all(isinstance(name, str) and name for name in names) or len(set(names)) < len(names):
         raise ValueError("tables that each have a `name` of their own")
     return tuple({key: _hidden(item) if key in SECRET_NAMES else item for key, item in entry.items()} for entry in value)
+
+
+def _gpu_prices(value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Each with `eur_month`, `date` and `source`: a price without its date and source is not shown to anybody."""
+    for name, entry in value.items():
+        eur, date, source = (entry.get(key) for key in ("eur_month", "date", "source"))
+        if set(entry) != {"eur_month", "date", "source"}:
+            raise ValueError(f"eur_month, date and source for {name[:60]}, and nothing else")
+        if isinstance(eur, bool) or not isinstance(eur, int | float) or not 0 <= eur <= 1_000_000:
+            raise ValueError(f"euros a month, 0 to 1,000,000, as eur_month of {name[:60]}")
+        if not isinstance(date, str) or not re.fullmatch(r"20\d\d-(0[1-9]|1[0-2])", date):
+            raise ValueError(f"a year and month such as 2026-03 as date of {name[:60]}")
+        if not isinstance(source, str) or not source.strip() or len(source) > 200:
+            raise ValueError(f"a text of at most 200 characters as source of {name[:60]}")
+    return value
 
 
 def _hidden(value: Any) -> Any:
@@ -124,8 +141,54 @@ def _shown(value: Any) -> Any:
 
 
 def holds_secret(value: object) -> bool:
-    """Whether a list of entries, as a file has it, holds a secret."""
-    return isinstance(value, list) and any(isinstance(entry, Mapping) and SECRET_NAMES & entry.keys() for entry in value)
+    """Whether a list of entries, as a file has it, holds a secret, or sends one of the environment to an address of its own."""
+    names = SECRET_NAMES | {KEY_VARIABLE}
+    return isinstance(value, list) and any(isinstance(entry, Mapping) and names & entry.keys() for entry in value)
+
+
+_LOGIN = re.compile(r"(?:[A-Za-z][\w+.-]*://)?[^\s/:@]*:[^\s/]*@\S+")
+
+
+def holds_login(value: object) -> bool:
+    """Whether a value, or what it holds, is an address with a password."""
+    if isinstance(value, Mapping):
+        return any(holds_login(item) for item in value.values())
+    if isinstance(value, list | tuple):
+        return any(holds_login(item) for item in value)
+    return isinstance(value, str) and _LOGIN.fullmatch(value.strip()) is not None
+
+
+def with_key(
+    place: str,
+    entry: Any,
+    source: Entry,
+    variables: Mapping[str, Entry],
+    lines: Mapping[str, int],
+    problems: list[Problem],
+) -> Any:
+    """An entry (`services[2]`) with the `api_key` that its `api_key_env` leaves to a variable; as it is where it names none."""
+    if not isinstance(entry, Mapping) or KEY_VARIABLE not in entry:
+        return entry
+    name, key = entry[KEY_VARIABLE], f"{place}.{KEY_VARIABLE}"
+    of = f" of {shown(entry['name'])}" if isinstance(entry.get("name"), str) else ""
+    at = replace(source, line=line_of(key, lines) or source.line)
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        # Not quoted: somebody may have put the key itself here
+        problems.append(at.problem(key, f"no name of a variable{of}", 'the name of one, such as "VLLM_API_KEY", never the key'))
+    elif "api_key" in entry:
+        problems.append(at.problem(key, f"api_key as well{of}", "one of the two"))
+    elif name not in variables:
+        step = "export it, or write it into .env"
+        problems.append(at.problem(key, f"{name}{of}, which is not set", "a variable with the key in it", step))
+    else:
+        return {**entry, "api_key": str(variables[name].value).strip()}
+    return entry
+
+
+def key_variables(tables: Iterable[object]) -> list[str]:
+    """The variables that entries name for their keys."""
+    entries = (entry for table in tables if isinstance(table, Sequence) for entry in table)
+    return [entry[KEY_VARIABLE] for entry in entries if isinstance(entry, Mapping) and isinstance(entry.get(KEY_VARIABLE), str)]
 
 
 def _template(*names: str) -> Callable[[str], str]:
@@ -158,6 +221,7 @@ Hosts = Annotated[tuple[Host, ...], BeforeValidator(_comma_separated)]
 Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], BeforeValidator(_comma_separated)]
 SecretUrls = Annotated[tuple[SecretStr, ...], BeforeValidator(_space_separated)]
 Entries = Annotated[tuple[dict[str, Any], ...], AfterValidator(_entries)]
+GpuPrices = Annotated[dict[str, dict[str, Any]], AfterValidator(_gpu_prices)]
 Device = Annotated[str, AfterValidator(_device)]
 AnswerPrompt = Annotated[str, AfterValidator(_template("question", "passages"))]
 HydePrompt = Annotated[str, AfterValidator(_template("question"))]

@@ -1,6 +1,7 @@
 """What the deployment does right now: machines and services swept, their history, alerts and who is told. Built from settings.
 
-Also the one thing that is ever changed on a machine: a restart that the settings allow, with a line in the audit log.
+Also the one thing that is ever changed on a machine: a restart that the settings allow, with a line in the audit log. And `own`,
+which counts what this process itself does for `/metrics`.
 
 Everything starts with the process and needs no browser. A history or alert file that cannot be opened costs what it would have
 kept, is said in `problem`, and stops nothing.
@@ -21,11 +22,13 @@ from collectors.audit import Action, AuditLog
 from collectors.errors import CollectorError
 from collectors.history import History
 from collectors.inventory import BadInventory, Inventory, from_settings
+from collectors.machines import LOCAL
 from collectors.notify import BadUrl, Notifier
+from collectors.own_metrics import OwnMetrics
 from collectors.restart import Restarted
 from collectors.sweep import Sweep
 from rag.errors import RagError
-from settings import Settings, edited, revealed
+from settings import VERSION, Settings, edited, revealed
 
 log = logging.getLogger("ragdeck")
 
@@ -40,7 +43,7 @@ class Deployment:
 
     def __init__(self, settings: Settings, url: str | None) -> None:
         """`url` is this dashboard's own, for notifications. Raises RagError bad_input for entries that cannot be."""
-        self.problems: list[str] = []
+        self._lost: list[str] = []
         self._inventory = inventory(settings)
         known = alert_rules(settings)
         self.history = self._opened(settings.data_dir / "history.db", History)
@@ -49,16 +52,27 @@ class Deployment:
             self.notifier = Notifier([each.get_secret_value() for each in settings.alerts.notify], url and f"{url}/alerts")
         except BadUrl as problem:
             raise RagError(str(problem), kind="bad_input", next_step="Correct alerts.notify (RAGDECK_NOTIFY).") from None
+        self.own = OwnMetrics(VERSION)
         self.audit = AuditLog(settings.data_dir / "audit.log")
         self.sweep = Sweep(*self._inventory, history=self.history, alerts=self.alerts, notifier=self.notifier)
+
+    @property
+    def problems(self) -> list[str]:
+        """What will be lost, and what cannot work here although the settings allow it: a sentence each."""
+        own = self.sweep.snapshot().machine(LOCAL)
+        hindered = [each for each in own.restart_obstacles if each.certain] if own else []
+        return [
+            *self._lost,
+            *(f"{each.name} cannot be restarted on this machine. {each.text} {each.next_step}" for each in hindered),
+        ]
 
     def _opened(self, path: Path, make: Callable[[Path], T]) -> T:
         """The file's keeper; where it cannot be opened, one that lives as long as the process."""
         try:
             return make(path)
         except (sqlite3.Error, OSError) as problem:
-            self.problems.append(f"{path.name} cannot be opened ({problem}): what it would keep is lost when this process ends.")
-            log.error("%s", self.problems[-1])
+            self._lost.append(f"{path.name} cannot be opened ({problem}): what it would keep is lost when this process ends.")
+            log.error("%s", self._lost[-1])
             return make(Path(":memory:"))
 
     def start(self) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import SecretStr
 
 import models
-from collectors.services import Service
+from collectors.services import Service, ServiceKind
 from gpu_server import folders, makers, starter
 from gpu_server.model_pool import ModelPool
 from latency.components.components import Parts, StorePlace
@@ -79,16 +79,29 @@ def endpoints(settings: Settings) -> tuple[Service, ...]:
     )
     found: list[Service] = []
     if llm.base_url and not llm.local_model:
-        found.append(Service("llm", "openai-chat", llm.base_url, llm.model, _secret(llm.api_key)))
+        found.append(_keyed("llm", "openai-chat", llm.base_url, llm.api_key, "llm.api_key", llm.model))
     if embeddings.base_url:
         headers = {name: value.get_secret_value() for name, value in (embeddings.headers or {}).items()}
+        key = "embeddings.api_key"
         found.append(
-            Service("embedder", "openai-embeddings", embeddings.base_url, embeddings.model, _secret(embeddings.api_key), headers)
+            _keyed("embedder", "openai-embeddings", embeddings.base_url, embeddings.api_key, key, embeddings.model, headers)
         )
     if reranker.enabled and reranker.api_url:
-        found.append(Service("reranker", "rerank", reranker.api_url, reranker.api_model, _secret(reranker.api_key)))
+        found.append(_keyed("reranker", "rerank", reranker.api_url, reranker.api_key, "reranker.api_key", reranker.api_model))
     if server.url and not (embeddings.base_url and (reranker.api_url or not reranker.enabled)):
-        found.append(Service("gpu server", "gpu_server", server.url, api_key=_secret(server.token)))
+        found.append(_keyed("gpu server", "gpu_server", server.url, server.token, "gpu_server.token"))
     if milvus.uri:
-        found.append(Service("store", "milvus", milvus.uri, api_key=_secret(milvus.token)))
+        found.append(_keyed("store", "milvus", milvus.uri, milvus.token, "milvus.token"))
     return tuple(found)
+
+
+def _keyed(
+    name: str,
+    kind: ServiceKind,
+    url: str,
+    key: SecretStr | None,
+    setting: str,
+    model: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Service:
+    return Service(name, kind, url, model, _secret(key), headers or {}, key_setting=setting)

@@ -239,6 +239,7 @@ class Runtime:
             with self.investigation.watching() as keep_readings:
                 done = yield from answer(question, options, clients, control)
                 self.traces.save(done.answer, done.spans)
+                self.deployment.own.answered(done.answer)
                 keep_readings(done.answer)
             self.investigation.look_without_hyde(done)
             kind = "failed" if done.answer.outcome == "failed" else "finished"
@@ -248,6 +249,7 @@ class Runtime:
         try:
             return self.jobs.submit("query", question[:200], work, self.settings.query.deadline_seconds)
         except JobsFull as full:
+            self.deployment.own.refused()
             raise RagError(str(full), kind="overloaded", next_step="Wait for one to end, or raise query.max_running.") from None
 
     def default_options(self) -> Options:

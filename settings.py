@@ -54,7 +54,7 @@ from _settings_sources import (
     shown,
     write_toml,
 )
-from _settings_values import holds_secret, revealed
+from _settings_values import holds_login, holds_secret, key_variables, revealed, with_key
 
 __all__ = [
     "MERGED",
@@ -91,6 +91,7 @@ PREFIX = "RAGDECK_"
 EDITED_HINT = "data/edited.toml is written by the pages; deleting it restores the settings of dashboard.toml"
 # Read by name in `_environment` and `_read`; every other variable belongs to one field.
 SPECIAL_VARIABLES = ("RAGDECK_DATA", "RAGDECK_CONFIG", "MILVUS_HOST", "MILVUS_PORT", "OPENAI_API_KEY")
+KEYED = ("services", "prometheus")  # tables whose entries may name the variable of their key
 # Kubernetes puts RAGDECK_PORT=tcp://… and RAGDECK_SERVICE_HOST into every pod beside a service called "ragdeck".
 _SERVICE_LINK = re.compile(r"RAGDECK(_\w+)?_(SERVICE_(HOST|PORT)(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
 
@@ -112,25 +113,28 @@ def load(environ: Mapping[str, str] | None = None, root: Path | None = None) -> 
     Empty variables count as unset. Raises SettingsError with every problem found.
     """
     given = os.environ if environ is None else environ
-    wanted = {name: value for name, value in given.items() if name.startswith(PREFIX) or name in (*VARIABLES, *SPECIAL_VARIABLES)}
     base = Path(os.path.abspath(root or Path(__file__).parent))
     problems: list[Problem] = []
-    settings = _validated(_read(wanted, base, problems), problems)
+    settings = _validated(_read(given, base, problems), problems)
     if settings is None or problems:
         raise SettingsError(problems)
+    known = {*VARIABLES, *SPECIAL_VARIABLES, *key_variables(getattr(settings, table) for table in KEYED)}
+    wanted = {name: value for name, value in given.items() if name.startswith(PREFIX) or name in known}
     settings._remembered = (wanted, base)
     return settings
 
 
 def _read(environ: Mapping[str, str], root: Path, problems: list[Problem]) -> _Layers:
-    variables = _variables(environ, root, problems)
+    written = _variables(environ, root, problems)
+    variables = {name: entry for name, entry in written.items() if str(entry.value).strip()}
     data_dir = _path(variables.get("RAGDECK_DATA"), root / "data", root)
     if os.path.exists(data_dir) and not os.path.isdir(data_dir):
         problems.append(Problem(str(data_dir), "data_dir", "a file", "a directory"))
     named = variables.get("RAGDECK_CONFIG")
     config_file = _path(named, root / "dashboard.toml", root)
-    config = _file_entries(config_file, named is not None, problems)
-    edited = _file_entries(data_dir / "edited.toml", False, problems, is_edited=True)
+    config = _file_entries(config_file, named is not None, variables, problems)
+    edited = _file_entries(data_dir / "edited.toml", False, variables, problems, is_edited=True)
+    _refuse_unknown(written, key_variables(config[table].value for table in KEYED if table in config), problems)
     used = config_file if os.path.isfile(config_file) else None
     return _Layers(data_dir, used, _environment(variables, problems), config, edited, variables.get("OPENAI_API_KEY"))
 
@@ -140,17 +144,21 @@ def _path(entry: Entry | None, default: Path, root: Path) -> Path:
 
 
 def _variables(environ: Mapping[str, str], root: Path, problems: list[Problem]) -> dict[str, Entry]:
-    """Non-empty variables by name, the real environment over `.env`; a RAGDECK_ name nobody reads is a problem."""
+    """Variables by name, the real environment over `.env`; an empty one of the environment hides nothing."""
     variables = read_env_file(root / ".env", problems)
     for name, value in environ.items():
         if value.strip():
             variables[name] = Entry(value, f"environment {name}", f"environment variable {name}")
-    known = [*VARIABLES, *SPECIAL_VARIABLES]
+    return variables
+
+
+def _refuse_unknown(variables: Mapping[str, Entry], keys: Iterable[str], problems: list[Problem]) -> None:
+    """A RAGDECK_ name that nobody reads is a problem; `keys` are those that entries name for their keys."""
+    known = [*VARIABLES, *SPECIAL_VARIABLES, *keys]
     for name, entry in variables.items():
         link = _SERVICE_LINK.fullmatch(name) or name.endswith("_PORT") and str(entry.value).startswith("tcp://")
         if name.startswith(PREFIX) and name not in known and not link:
             problems.append(entry.problem(name, "an unknown variable", "one that RAG Deck reads", did_you_mean(name, known)))
-    return {name: entry for name, entry in variables.items() if str(entry.value).strip()}
 
 
 def _environment(variables: Mapping[str, Entry], problems: list[Problem]) -> dict[str, Entry]:
@@ -183,8 +191,11 @@ def _port_number(entry: Entry | None) -> tuple[int, bool]:
     return int(digits) if re.fullmatch(r"[0-9]{1,5}", digits) else 0, linked
 
 
-def _file_entries(path: Path, required: bool, problems: list[Problem], is_edited: bool = False) -> dict[str, Entry]:
-    """Values of a TOML file by dotted key; unknown keys, and secrets in edited.toml, are problems."""
+def _file_entries(
+    path: Path, required: bool, variables: Mapping[str, Entry], problems: list[Problem], is_edited: bool = False
+) -> dict[str, Entry]:
+    """Values of a TOML file by dotted key; unknown keys, and secrets in edited.toml, are problems. The keys that entries leave
+    to a variable are looked up."""
     hint = EDITED_HINT if is_edited else None
     data, lines = read_toml(path, required, hint, problems)
     found: dict[str, Entry] = {}
@@ -194,8 +205,11 @@ def _file_entries(path: Path, required: bool, problems: list[Problem], is_edited
         problem = _key_problem(key, entry, is_edited)
         if problem:
             problems.append(problem)
-        else:
-            found[key] = entry
+            continue
+        if key in KEYED and isinstance(value, list):
+            keyed = [with_key(f"{key}[{place}]", each, entry, variables, lines, problems) for place, each in enumerate(value, 1)]
+            entry = replace(entry, value=keyed)
+        found[key] = entry
     return found
 
 
@@ -209,7 +223,7 @@ def _flat(data: Mapping[str, object], above: str = "") -> Iterator[tuple[str, ob
 
 
 def _key_problem(key: str, entry: Entry, is_edited: bool) -> Problem | None:
-    if is_edited and (key in SECRETS or key in MERGED and holds_secret(entry.value)):
+    if is_edited and (key in SECRETS or holds_login(entry.value) or key in MERGED and holds_secret(entry.value)):
         return entry.problem(key, "a secret", "secrets only in the environment, .env or dashboard.toml")
     if key in KEYS:
         return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,11 +17,13 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from collectors.connect_timing import Steps, Tls, Wire, connect
-from collectors.http_timing import LIMIT_BYTES, HttpAnswer, HttpRequest, exchange
+from collectors.http_timing import LIMIT_BYTES, HttpAnswer, HttpRequest, exchange, wants_tls
 from collectors.services import NEXT_STEPS, Failure, Latency, Service, ServiceError, State
 
 CACHES_HEADER = "x-ragdeck-caches"  # a cached answer would prove nothing
 JSON = "application/json"
+_TLS_WANTED = re.compile(rb"HTTPS port|HTTPS server|SSL-enabled server port", re.IGNORECASE)  # nginx, Go, Apache
+_TITLE = re.compile(r"<title[^>]*>([^<]{1,100})", re.IGNORECASE)
 ENDPOINTS = ("/chat/completions", "/embeddings", "/rerank", "/audio/transcriptions", "/models")  # people paste them whole
 
 
@@ -169,11 +172,14 @@ class Attempt:
     def read(self, answer: HttpAnswer) -> Any:
         """Its JSON. Raises ServiceError for a bad status and for what is no JSON."""
         self.check(answer)
+        check_plain(answer)
         if answer.truncated:
             raise ServiceError("bad_answer", f"the answer is larger than {len(answer.body):,} bytes")
         try:
             return json.loads(answer.body)
         except (ValueError, RecursionError):
+            if is_page(answer):
+                raise _a_page(answer) from None
             kind = self.service.said(answer.headers.get("content-type", "no content type"))
             shown = self.service.said(answer.body[:200].decode("utf-8", "replace")) or "an empty body"
             raise ServiceError("bad_answer", f"answered {answer.status} with {kind} that is no JSON: {shown}") from None
@@ -183,6 +189,8 @@ class Attempt:
         if 200 <= answer.status < 300:
             return
         said = self.service.said(_complaint(answer))
+        if answer.status == 400 and _TLS_WANTED.search(answer.body[:4000]):
+            raise wants_tls()
         if 300 <= answer.status < 400:
             target = self.service.said(urlsplit(answer.headers.get("location", ""))._replace(query="", fragment="").geturl())
             step = "Redirects are not followed, so that no key goes astray: set url to the final address."
@@ -190,6 +198,9 @@ class Attempt:
         if answer.status == 503 and ("loading" in said.lower() or b'"loading"' in answer.body):
             step = "Wait: large models load for minutes. Its log shows how far it is."
             raise ServiceError("model", f"it is loading: {said}", step, state="loading")
+        if answer.status in (401, 403):
+            what = f"answered {answer.status}" + (f": {said}" if said else "")
+            raise self.service.refused(what, may_not=answer.status == 403)
         failure = _failure(answer.status, said)
         raise ServiceError(failure, f"answered {answer.status}" + (f": {said}" if said else ""), _step(failure, answer))
 
@@ -200,6 +211,28 @@ class Attempt:
         if user is None:
             return {}
         return {"Authorization": "Basic " + base64.b64encode(f"{user}:{password or ''}".encode()).decode()}
+
+
+def check_plain(answer: HttpAnswer) -> None:
+    """Raise ServiceError for a body in a coding that was not asked for: it is never unpacked, so that no bomb goes off."""
+    coding = answer.headers.get("content-encoding", "identity").strip().lower()
+    if coding not in ("", "identity"):
+        step = "Let it, or the proxy before it, send plain text to who does not ask for compression (Accept-Encoding: identity)."
+        raise ServiceError("bad_answer", f"the answer is compressed ({coding}), which nobody asked for", step)
+
+
+def is_page(answer: HttpAnswer) -> bool:
+    """A web page, whatever its content type says."""
+    head = answer.body[:200].lstrip().lower()
+    return "html" in answer.headers.get("content-type", "") or head.startswith((b"<!doctype html", b"<html"))
+
+
+def _a_page(answer: HttpAnswer) -> ServiceError:
+    """Most often the sign-in of a proxy, with status 200."""
+    found = _TITLE.search(answer.body[:20_000].decode("utf-8", "replace"))
+    title = f" (“{' '.join(found[1].split())}”)" if found and found[1].strip() else ""
+    step = "Is it the page of a proxy or a sign-in? Let the url lead past it, to the service itself, with the key it takes."
+    return ServiceError("bad_answer", f"answered {answer.status} with a web page{title} where JSON was expected", step)
 
 
 def _is_version(segment: str) -> bool:
@@ -225,8 +258,6 @@ def _complaint(answer: HttpAnswer) -> str:
 
 
 def _failure(status: int, said: str) -> Failure:
-    if status in (401, 403):
-        return "authentication"
     if status in (400, 404) and "model" in said.lower():
         return "model"
     if status in (404, 405):

@@ -20,6 +20,7 @@ from typing import Any
 
 from collectors.services import ServiceError
 
+VERIFY_NOT_YET = 9  # X509_V_ERR_CERT_NOT_YET_VALID
 VERIFY_EXPIRED = 10  # X509_V_ERR_CERT_HAS_EXPIRED
 VERIFY_NAME = 62  # X509_V_ERR_HOSTNAME_MISMATCH
 
@@ -117,10 +118,11 @@ def connect(host: str, port: int, deadline: float, steps: Steps, tls: Tls | None
     """A connected socket, over TLS where `tls` is given. Raises ServiceError that says which step failed and how."""
     context = tls.context() if tls else None
     steps.began_at = started = time.monotonic()
+    shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     addresses = _resolve(host, port, deadline)
     steps.dns_seconds = time.monotonic() - started
     started = time.monotonic()
-    plain = _connect_any(addresses, f"{host}:{port}", deadline)
+    plain = _connect_any(addresses, shown, deadline)
     steps.connect_seconds = time.monotonic() - started
     if context is None:
         return plain
@@ -129,11 +131,11 @@ def connect(host: str, port: int, deadline: float, steps: Steps, tls: Tls | None
         secure = _handshake(plain, context, host, deadline)
     except ssl.SSLCertVerificationError as problem:
         steps.certificate_expires_at = _expiry_unverified(addresses, host, deadline)
-        raise _untrusted(problem, host, steps.certificate_expires_at) from None
+        raise _untrusted(problem, shown, steps.certificate_expires_at) from None
     except TimeoutError:
-        raise ServiceError("timeout", f"{host}:{port} took the connection but did not finish the TLS handshake in time") from None
+        raise ServiceError("timeout", f"{shown} took the connection but did not finish the TLS handshake in time") from None
     except OSError as problem:
-        raise _no_tls(problem, f"{host}:{port}") from None
+        raise _no_tls(problem, shown) from None
     steps.tls_seconds = time.monotonic() - started
     steps.certificate_expires_at = _expiry(secure)
     return secure
@@ -208,15 +210,19 @@ def _handshake(plain: socket.socket, context: ssl.SSLContext, host: str, deadlin
         raise
 
 
-def _untrusted(problem: ssl.SSLCertVerificationError, host: str, expires_at: float | None) -> ServiceError:
+def _untrusted(problem: ssl.SSLCertVerificationError, shown: str, expires_at: float | None) -> ServiceError:
+    whose = f"the certificate of {shown}"
     if problem.verify_code == VERIFY_EXPIRED:
         when = "" if expires_at is None else time.strftime(" on %Y-%m-%d", time.gmtime(expires_at))
-        return ServiceError("tls", f"the certificate of {host}, or one that it rests on, expired{when}", "Renew the certificate.")
+        return ServiceError("tls", f"{whose}, or one that it rests on, expired{when}", "Renew the certificate.")
+    if problem.verify_code == VERIFY_NOT_YET:
+        step = "Look at the clock of this machine, and at the day from which on the certificate holds."
+        return ServiceError("tls", f"{whose}, or one that it rests on, does not hold yet", step)
     if problem.verify_code == VERIFY_NAME or "match" in problem.verify_message:
         step = "Use the name that the certificate was made for, or have one made for this name."
-        return ServiceError("tls", f"the certificate is not made out to {host}", step)
-    step = "Put the authority's certificate in a file and name it as ca_file of this service."
-    return ServiceError("tls", f"the certificate of {host} is not trusted: {problem.verify_message}", step)
+        return ServiceError("tls", f"{whose} is not made out to {shown.rpartition(':')[0]}", step)
+    step = "Put the authority's certificate (a self-signed one is its own) in a file, and name that as ca_file of this service."
+    return ServiceError("tls", f"{whose} is not trusted: {problem.verify_message}", step)
 
 
 def _no_tls(problem: OSError, shown: str) -> ServiceError:

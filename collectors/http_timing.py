@@ -68,8 +68,12 @@ def exchange(request: HttpRequest, deadline: float, steps: Steps, watch: Callabl
             raise ServiceError("connection", "the server closed the connection without an answer") from None
         except http.client.IncompleteRead:
             raise _broken_off() from None
-        except http.client.HTTPException:
-            raise ServiceError("bad_answer", "what answers does not speak HTTP") from None
+        except http.client.BadStatusLine as problem:
+            raise _no_http(str(problem)) from None
+        except http.client.UnknownProtocol:
+            raise ServiceError("bad_answer", "what answers speaks a version of HTTP that nobody knows") from None
+        except http.client.HTTPException as problem:
+            raise ServiceError("bad_answer", f"its answer is no proper HTTP: {problem}") from None
         except OSError as problem:
             raise ServiceError("connection", f"the connection broke off: {problem.strerror or 'ended'}") from None
 
@@ -95,6 +99,22 @@ def _receive(
         raise _broken_off()
     headers = {name.lower(): value for name, value in response.getheaders()}
     return HttpAnswer(response.status, headers, bytes(body[:limit_bytes]), len(body) > limit_bytes, watched)
+
+
+def _no_http(line: str) -> ServiceError:
+    """`line` is what came instead of a status line; a TLS alert (RFC 8446, type 21) means that it wanted a handshake."""
+    if line.startswith("\x15\x03"):
+        return wants_tls()
+    if "\0" in line:
+        step = "Another protocol answers there (gRPC, a database): check the port of the url, and the kind of this service."
+        return ServiceError("bad_answer", "what answers does not speak HTTP/1.1: it sends binary data", step)
+    said = line.strip(" \r\n'")[:60]  # an empty line comes as its repr
+    begins = f": it begins with “{said}”" if said else ""
+    return ServiceError("bad_answer", f"what answers does not speak HTTP{begins}")
+
+
+def wants_tls() -> ServiceError:
+    return ServiceError("tls", "it speaks TLS, and was asked without", "Write https:// in the url of this service.")
 
 
 def _broken_off() -> ServiceError:

@@ -235,9 +235,13 @@ def _thresholds(entry: _Entry) -> Thresholds:
 
 def _connection(entry: _Entry) -> dict[str, Any]:
     """The fields of a Service that say where it is and how to be let in."""
+    key, variable = entry.text("api_key"), entry.text("api_key_env")
+    if variable and not key:  # whoever read the settings puts the variable's value beside its name
+        raise entry.error(f"api_key_env names {variable}, whose value is not known")
     return {
         "url": entry.required("url"),
-        "api_key": entry.text("api_key"),
+        "api_key": key,
+        "key_setting": f"api_key_env ({variable})" if variable else "api_key" if key else "api_key_env",
         "headers": entry.headers(),
         "verify": entry.flag("verify", True),
         "ca_file": entry.path("ca_file"),

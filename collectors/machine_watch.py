@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from collectors.derived import Numbers, absent, collection, numbers, part_of
 from collectors.errors import AuthenticationFailed, CollectorError
 from collectors.machines import FAST, Machine, PartName, Reader
 from collectors.readings import Gpus, Host, Record
+from collectors.restart_powers import obstacles, powers
 from collectors.retry import back_off
 from collectors.scheduler import Task
 from collectors.texts import cut
@@ -60,6 +62,7 @@ class MachineWatch:
         self._failures = 0
         self._burst_until = 0.0
         self._restarting: set[str] = set()
+        self._obstacles = obstacles(machine.restart, powers()) if machine.is_local and machine.restart else ()
         self._retry_at: float | None = None
         task = around.scheduler.task
         self._connecting: Task = task(f"connect {machine.name}", self._connect)
@@ -126,7 +129,15 @@ class MachineWatch:
             part: PartName = "containers" if name.startswith(restart.CONTAINER) else "units"
             if part in self._tasks:
                 self._tasks[part].soon()
-        return restart.outcome(name, output)
+        done = restart.outcome(name, output)
+        obstacle = next((each for each in self._obstacles if each.name == name), None)
+        if obstacle is None:
+            return done
+        if not done.ok:
+            return replace(done, next_step=obstacle.next_step) if restart.is_refusal(done.text) else done
+        with self._lock:
+            self._obstacles = tuple(each for each in self._obstacles if each.name != name)
+        return done
 
     def view(self) -> MachineView:
         now = self._around.monotonic()
@@ -142,6 +153,7 @@ class MachineWatch:
                 retry_seconds=retry,
                 expected_gpus=self._expected_gpus(),
                 restart=self.machine.restart,
+                restart_obstacles=self._obstacles,
                 **parts,
             )
 

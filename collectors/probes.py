@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from collectors import probes_http, probes_milvus, probes_models, probes_stores
-from collectors.attempt import Attempt, Finding
+from collectors.attempt import Attempt, Finding, check_plain
 from collectors.services import (
     NEXT_STEPS,
     ProbeKind,
@@ -71,6 +71,7 @@ def engine_metrics(service: Service) -> EngineSample:
     attempt = Attempt(service, time.monotonic() + service.timeout_seconds)
     answer = attempt.send("GET", attempt.root("/metrics"), limit_bytes=METRICS_BYTES)
     attempt.check(answer)
+    check_plain(answer)
     sample = parse(answer.body.decode("utf-8", "replace"))
     if not sample.known:
         raise ServiceError("bad_answer", "nothing at /metrics is vLLM's, TEI's or our GPU server's")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urljoin, urlsplit
 
-from collectors.attempt import Attempt, Finding
+from collectors.attempt import Attempt, Finding, check_plain, is_page
 from collectors.http_timing import HttpAnswer
-from collectors.services import ServiceError
+from collectors.services import DEFAULT_PORTS, ServiceError
 
 SHOWN_MODELS = 5
 VERSION_SECONDS = 2.0
@@ -22,6 +23,8 @@ def http_works(attempt: Attempt) -> Finding:
     """The same, and the expected text is in the answer."""
     answer, wanted = _get(attempt), attempt.service.expect_text
     finding = _answered(attempt, answer)
+    if wanted:
+        check_plain(answer)
     if wanted and wanted not in answer.body.decode("utf-8", "replace"):
         raise ServiceError("bad_answer", f"answered {answer.status}, but without the expected text “{wanted}”")
     return finding
@@ -109,16 +112,35 @@ def _unready(attempt: Attempt, answer: HttpAnswer) -> Exception:
 
 
 def _get(attempt: Attempt) -> HttpAnswer:
-    service = attempt.service
-    query = service.parts.query
-    path = service.parts.path or "/"
-    return attempt.send("GET", f"{attempt.origin}{path}" + (f"?{query}" if query else ""))
+    return attempt.send("GET", _url(attempt))
+
+
+def _url(attempt: Attempt) -> str:
+    parts = attempt.service.parts
+    return f"{attempt.origin}{parts.path or '/'}" + (f"?{parts.query}" if parts.query else "")
+
+
+def _same(url: str, other: str) -> bool:
+    """The same resource: scheme and host are written in any case, a default port may stand there."""
+    return _normal(url) == _normal(other)
+
+
+def _normal(url: str) -> tuple[object, ...]:
+    parts = urlsplit(url)
+    try:
+        port = parts.port or DEFAULT_PORTS.get(parts.scheme)
+    except ValueError:
+        port = None
+    return parts.scheme, parts.hostname, port, parts.path or "/", parts.query
 
 
 def _answered(attempt: Attempt, answer: HttpAnswer) -> Finding:
     if answer.status >= 400:
         attempt.check(answer)
     target = answer.headers.get("location")
+    if target and answer.status >= 300 and _same(urljoin(_url(attempt), target), _url(attempt)):
+        step = "Read the configuration of the service, or of the proxy before it: often both rewrite http to https."
+        raise ServiceError("bad_answer", f"answered {answer.status}, a redirect to itself: it never ends", step)
     notes = (f"it redirects to {target.partition('?')[0]}",) if target and answer.status >= 300 else ()
     return Finding(f"answered {answer.status}", version=answer.headers.get("server"), notes=notes)
 
@@ -129,7 +151,7 @@ def _health(attempt: Attempt, missing: ServiceError | None = None) -> Finding:
     if missing and answer.status in (404, 405):
         raise missing
     attempt.check(answer)
-    if "html" in answer.headers.get("content-type", ""):
+    if is_page(answer):
         raise ServiceError("bad_answer", "answers /health with a web page")
     return Finding("healthy, by its /health", notes=("it does not list its models",) if missing else ())
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from collectors.attempt import Attempt, Finding
 from collectors.connect_timing import Steps, remaining
-from collectors.services import ServiceError
+from collectors.services import Service, ServiceError
 
 ANSWER_BYTES = 1024 * 1024
 SERVICE = "/milvus.proto.milvus.MilvusService/"
@@ -24,24 +24,24 @@ Fields = list[tuple[int, int | bytes]]
 def milvus_is_healthy(attempt: Attempt) -> Finding:
     """`GetVersion` and `CheckHealth` over gRPC."""
     with _milvus(attempt) as call:
-        return _milvus_health(call)
+        return _milvus_health(call, attempt.service)
 
 
 def milvus_works(attempt: Attempt) -> Finding:
     """The same, and its collections are listed: what needs its metadata store."""
     with _milvus(attempt) as call:
-        health = _milvus_health(call)
+        health = _milvus_health(call, attempt.service)
         found = call("ShowCollections")
-        _milvus_status(found)
+        _milvus_status(found, attempt.service)
     names = [value for number, value in found if number == 2 and isinstance(value, bytes)]
     if health.state != "ok":
         return health
     return replace(health, message=f"healthy, {len(names)} collections", measures={"collections": float(len(names))})
 
 
-def _milvus_health(call: Callable[[str], Fields]) -> Finding:
+def _milvus_health(call: Callable[[str], Fields], service: Service) -> Finding:
     answer = call("GetVersion")
-    _milvus_status(answer)
+    _milvus_status(answer, service)
     version = next(
         (value.decode("utf-8", "replace") for number, value in answer if number == 2 and isinstance(value, bytes)), None
     )
@@ -53,7 +53,7 @@ def _milvus_health(call: Callable[[str], Fields]) -> Finding:
         if problem.failure != "not_found":
             raise
         return Finding("answers", version=version, notes=("it has no health check",))
-    _milvus_status(answer)
+    _milvus_status(answer, service)
     if any(number == 2 and value == 1 for number, value in answer):
         return Finding("healthy", version=version)
     reasons = "; ".join(value.decode("utf-8", "replace") for number, value in answer if number == 3 and isinstance(value, bytes))
@@ -61,14 +61,16 @@ def _milvus_health(call: Callable[[str], Fields]) -> Finding:
     return Finding(f"not healthy: {reasons or 'no reason given'}", "degraded", "server_error", step, version=version)
 
 
-def _milvus_status(answer: Fields) -> None:
+def _milvus_status(answer: Fields, service: Service) -> None:
     """Field 1 of every answer is a Status: error_code 1, reason 2, code 3 (milvus-proto, common.proto)."""
     status = next((value for number, value in answer if number == 1 and isinstance(value, bytes)), b"")
     fields = dict(protobuf_fields(status))
     if fields.get(1) or fields.get(3):
         reason = fields.get(2, b"")
         said = reason.decode("utf-8", "replace") if isinstance(reason, bytes) else ""
-        raise ServiceError("authentication" if "auth" in said.lower() else "server_error", f"it answered with an error: {said}")
+        if "auth" in said.lower():
+            raise service.refused(f"Milvus: {said}")
+        raise ServiceError("server_error", f"it answered with an error: {said}")
 
 
 @contextmanager
@@ -90,14 +92,14 @@ def _milvus(attempt: Attempt) -> Iterator[Callable[[str], Fields]]:
     ca = attempt.service.ca_file.read_bytes() if attempt.service.ca_file else None
     credentials = grpc.ssl_channel_credentials(ca)
     channel = grpc.secure_channel(target, credentials, options) if secure else grpc.insecure_channel(target, options)
-    metadata = _milvus_metadata(attempt)
+    metadata = _milvus_metadata(attempt.service)
 
     def call(method: str) -> Fields:
         try:
             answer: bytes = channel.unary_unary(SERVICE + method)(b"", timeout=remaining(attempt.deadline), metadata=metadata)
             return protobuf_fields(answer)
         except grpc.RpcError as problem:
-            raise _of_grpc(problem) from None
+            raise _of_grpc(problem, attempt.service) from None
         except TimeoutError:
             raise ServiceError("timeout", "Milvus did not answer in time") from None
         except ValueError:
@@ -107,19 +109,19 @@ def _milvus(attempt: Attempt) -> Iterator[Callable[[str], Fields]]:
         yield call
 
 
-def _milvus_metadata(attempt: Attempt) -> tuple[tuple[str, str], ...]:
-    """Milvus wants `user:password`, or an API key, in base64."""
-    user, password = attempt.service.credentials
-    token = attempt.service.api_key or (f"{user}:{password or ''}" if user else None)
+def _milvus_metadata(service: Service) -> tuple[tuple[str, str], ...]:
+    """Milvus wants `user:password`, or an API key, in base64. A key beside a user in the url is that user's password."""
+    user, password = service.credentials
+    token = f"{user}:{service.api_key or password or ''}" if user else service.api_key
     return (("authorization", base64.b64encode(token.encode()).decode()),) if token else ()
 
 
-def _of_grpc(problem: Any) -> ServiceError:
+def _of_grpc(problem: Any, service: Service) -> ServiceError:
     code, details = problem.code().name, problem.details() or ""
     if code == "DEADLINE_EXCEEDED":
         return ServiceError("timeout", "it takes connections, but Milvus did not answer in time")
     if code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
-        return ServiceError("authentication", f"Milvus refused: {details}")
+        return service.refused(f"Milvus: {details}", may_not=code == "PERMISSION_DENIED")
     if code == "UNIMPLEMENTED":
         return ServiceError("not_found", "it answers gRPC, but not as Milvus does")
     if code == "RESOURCE_EXHAUSTED":

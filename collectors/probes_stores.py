@@ -18,7 +18,7 @@ from typing import Any
 
 from collectors.attempt import Attempt, Finding
 from collectors.connect_timing import Steps, Wire, remaining
-from collectors.services import ServiceError
+from collectors.services import Service, ServiceError
 
 ANSWER_BYTES = 1024 * 1024
 LINE_BYTES = 64 * 1024
@@ -87,7 +87,7 @@ def _redis(attempt: Attempt) -> Iterator[Ask]:
         def ask(*words: str) -> bytes | None:
             said = [word.encode() for word in words]
             wire.sendall(b"*%d\r\n" % len(said) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in said))
-            return _redis_reply(incoming)
+            return _redis_reply(incoming, attempt.service)
 
         user, password = attempt.service.credentials
         password = attempt.service.api_key or password
@@ -111,7 +111,7 @@ def _conversation(attempt: Attempt, whom: str, *, tls: bool = False) -> Iterator
         raise ServiceError("connection", f"the connection broke off: {problem.strerror or 'ended'}") from None
 
 
-def _redis_reply(incoming: io.BufferedReader) -> bytes | None:
+def _redis_reply(incoming: io.BufferedReader, service: Service) -> bytes | None:
     """One simple reply of RESP2. Raises ServiceError for an error, and for what is no reply."""
     line = incoming.readline(LINE_BYTES)
     if not line:
@@ -120,7 +120,7 @@ def _redis_reply(incoming: io.BufferedReader) -> bytes | None:
     if not line.endswith(b"\r\n") or kind not in b"+-:$":
         raise _not_redis()
     if kind == b"-":
-        raise _of_redis(rest.decode("utf-8", "replace"))
+        raise _of_redis(rest.decode("utf-8", "replace"), service)
     if kind in b"+:":
         return rest
     if not rest.lstrip(b"-").isdigit() or int(rest) > ANSWER_BYTES:
@@ -137,13 +137,13 @@ def _not_redis() -> ServiceError:
     return ServiceError("bad_answer", "what answers does not speak Redis' protocol")
 
 
-def _of_redis(said: str) -> ServiceError:
+def _of_redis(said: str, service: Service) -> ServiceError:
     """Redis' error replies begin with a word in capitals."""
     word = said.partition(" ")[0]
     if word == "LOADING":
         return ServiceError("server_error", "it is loading its data", "Wait: large data sets load for minutes.", state="loading")
     if word in ("NOAUTH", "WRONGPASS", "NOPERM") or "AUTH" in said or "invalid password" in said:
-        return ServiceError("authentication", f"Redis refused: {said}")
+        return service.refused(f"Redis: {said}", may_not=word == "NOPERM")
     if word == "READONLY":
         step = "Name the primary in the url, not a replica."
         return ServiceError("server_error", "it is a read-only replica: keys cannot be written", step)
@@ -173,7 +173,7 @@ def postgres_answers(attempt: Attempt) -> Finding:
         raise ServiceError("bad_answer", "what answers does not speak PostgreSQL's protocol")
     if head[:1] == b"E":
         fields = {field[:1]: field[1:].decode("utf-8", "replace") for field in body.split(b"\0")}
-        problem = _of_postgres(fields.get(b"M", ""), fields.get(b"C", ""))
+        problem = _of_postgres(fields.get(b"M", ""), fields.get(b"C", ""), attempt.service)
         if problem.failure != "authentication":  # it wants another user or TLS, which is what a login is for
             raise problem
     return Finding("takes logins")
@@ -192,7 +192,7 @@ def postgres_works(attempt: Attempt) -> Finding:
     except psycopg.Error as problem:
         if time.monotonic() >= attempt.deadline:
             raise ServiceError("timeout", "it takes connections, but PostgreSQL did not answer in time") from None
-        raise _of_postgres(str(problem), problem.sqlstate or "") from None
+        raise _of_postgres(str(problem), problem.sqlstate or "", attempt.service) from None
     if row != (1,):
         raise ServiceError("bad_answer", "SELECT 1 did not give 1")
     version = f"{number // 10_000}.{number % 10_000}" if number >= 100_000 else str(number)
@@ -216,11 +216,11 @@ def _conninfo(attempt: Attempt) -> str:
         raise ServiceError("bad_input", "the url is no postgresql:// address") from None
 
 
-def _of_postgres(said: str, code: str) -> ServiceError:
+def _of_postgres(said: str, code: str, service: Service) -> ServiceError:
     """By SQLSTATE where there is one; a login that failed comes from libpq as text alone."""
     lower = said.lower()
     if code.startswith("28") or re.search("authentication failed|no password supplied|no pg_hba.conf", lower):
-        return ServiceError("authentication", f"PostgreSQL refused: {said}")
+        return service.refused(f"PostgreSQL: {said}")
     if code == "57P03" or re.search("starting up|shutting down|recovery mode", lower):
         step = "Wait, and read its log: it starts, recovers, or is shutting down."
         return ServiceError("server_error", "it takes no logins yet", step, state="loading")

@@ -57,7 +57,7 @@ NEXT_STEPS: Mapping[Failure, str] = {
     "refused": "Check that the service runs, on which address and port it listens, and the firewall.",
     "connection": "Check the service's log and the network between this machine and it.",
     "tls": "Check the certificate of the service, its name and expiry, and ca_file in the settings.",
-    "authentication": "Check api_key (or the user and password in the url) of this service in the settings.",
+    "authentication": "Check api_key_env (or the user and password in the url) of this service in the settings.",
     "not_found": "Check the url of this service: the server answers, but not under this path.",
     "model": "Check the model of this service in the settings against what the server serves.",
     "timeout": "Look at the load, the queue and the log of the service; raise timeout_seconds if it is only slow.",
@@ -84,7 +84,8 @@ class Service:
 
     `url` is `http(s)://…` (for the OpenAI kinds with or without `/v1`), `redis(s)://…`, `postgresql://…`, and for `milvus` and
     `tcp` also `host:port`; user and password may stand in it. `expect_text` must occur in the answer of an `http` service.
-    `language` chooses the spoken sample of `whisper`. `timeout_seconds` bounds a probe as a whole.
+    `language` chooses the spoken sample of `whisper`. `timeout_seconds` bounds a probe as a whole. `key_setting` is where the
+    key is set, for messages.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Service:
     thresholds: Thresholds = Thresholds()
     expect_text: str | None = None
     language: Literal["he", "en"] = "he"
+    key_setting: str = "api_key_env"
 
     def __repr__(self) -> str:
         secrets = "***" if self.secrets() else None
@@ -140,6 +142,28 @@ class Service:
         """User and password of the url."""
         parts = self.parts
         return tuple(None if part is None else unquote(part) for part in (parts.username, parts.password))  # type: ignore[return-value]
+
+    @property
+    def has_key(self) -> bool:
+        """Something is sent by which it may know us. Over HTTP a name alone can be a key."""
+        user, password = self.credentials
+        in_url = password or (user and self.parts.scheme in ("http", "https"))
+        return bool(self.api_key or in_url or any(SECRET_NAMES.search(name) for name in self.headers))
+
+    def refused(self, what: str, *, may_not: bool = False) -> ServiceError:
+        """It wants another key than it got. `what` is what it said; `may_not`: it knows the key, which may not do this."""
+        setting = self.key_setting
+        if not self.has_key:
+            step = f"Set {setting} of {self.name} in the settings to the name of an environment variable, and its key in that."
+            if setting != "api_key_env":
+                step = f"Set {setting} to the key that {self.name} takes."
+            return ServiceError("authentication", f"needs a key: set {setting} ({what})", step)
+        if may_not:
+            step = f"Give the key in {setting} of {self.name} the right to do this there, or name another one."
+            return ServiceError("authentication", f"the key may not do this ({what})", step)
+        where = setting if self.api_key else "the url" if any(self.credentials) else "headers"
+        step = f"Compare the key in {where} of {self.name} with the one that the service was started with, blanks included."
+        return ServiceError("authentication", f"key refused ({what})", step)
 
     def secrets(self) -> tuple[str, ...]:
         """Everything that must not be shown, longest first, also as it is written in urls and in Basic authentication."""

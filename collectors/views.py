@@ -12,6 +12,7 @@ from typing import Any, Generic, Literal, TypeVar
 from collectors.errors import CollectorError, HostKeyUnknown
 from collectors.machines import PARTS, PartName
 from collectors.readings import Containers, Fault, Filesystems, Gpus, Host, Record, Units, to_json
+from collectors.restart_powers import Obstacle
 from collectors.services import ProbeResult, ServiceError, ServiceKind
 from collectors.texts import cut
 from collectors.vllm_metrics import Engine
@@ -79,7 +80,7 @@ class Part(Generic[T]):
 class MachineView:
     """One machine. A part that is not collected is None. `problem` is why the machine as a whole cannot be read;
     `retry_seconds` when it is tried again, None when not by itself. `expected_gpus` None: unknown. `restart` is what the settings
-    allow to be restarted."""
+    allow to be restarted; `restart_obstacles` what is in the way of that on the machine we run on."""
 
     name: str
     address: str
@@ -96,6 +97,7 @@ class MachineView:
     expected_gpus: int | None = None
     source_faults: tuple[Fault, ...] = ()
     restart: tuple[str, ...] = ()
+    restart_obstacles: tuple[Obstacle, ...] = ()
 
     def parts(self) -> Iterator[tuple[PartName, Part[Record]]]:
         """(name, part) of those that are collected."""

@@ -3,11 +3,14 @@ it is configured."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import streamlit as st
 
 import deployment
 from collectors.connection_test import STEPS
 from collectors.errors import CollectorError
+from collectors.restart_powers import Obstacle
 from collectors.views import MachineView, Problem
 from rag.errors import RagError
 from settings import SettingsError
@@ -40,7 +43,7 @@ def live() -> None:
     if view is None:
         st.rerun()
     alerts = [alert for alert in runtime.alerts.active() if alert.source == name]
-    told = [alerts_view.line(alert, snapshot, now(), zone()) for alert in alerts]
+    told = [alerts_view.line(alert, snapshot, now(), zone()) for alert in machine_view.beside_faults(alerts)]
     head = [machine_view.header(view, alerts, zone()), machine_view.faults(view), *told]
     st.html(f'<div class="rd-stack">{"".join(head)}</div>')
     if all(part.value is None for _, part in view.parts()) and not view.engines:
@@ -158,12 +161,14 @@ def heading(view: MachineView) -> None:
         st.html(machines_view.steps(steps))
 
 
-def actions(allowed: tuple[str, ...]) -> None:
-    """What the settings allow to be restarted, each behind a second button, and the lines of the audit log."""
+def actions(allowed: tuple[str, ...], obstacles: Sequence[Obstacle]) -> None:
+    """What the settings allow to be restarted, each behind a second button, what is in the way, and the audit log's lines."""
     wanted = None
     turn = st.session_state.setdefault("restart-turn", 0)  # part of the keys: what was confirmed once is closed again
     with st.container(border=True, gap="small"):
         st.html(card_title("Restart"))
+        for line in machine_actions_view.hindrances(obstacles):
+            st.html(line)
         with st.container(horizontal=True, gap="small"):
             for each in allowed:
                 with st.popover(f"Restart {plain_markdown(each)} …", key=f"ask-{turn}-{each}"):
@@ -221,11 +226,12 @@ if view is None:
     st.page_link(page("machines"), label="All machines")
     st.stop()
 
+st.set_page_config(page_title=f"{name} · RAG Deck")
 heading(view)
 st.fragment(live, run_every=REFRESH_SECONDS)()
 st.fragment(logs)()
 if view.restart:
-    actions(view.restart)
+    actions(view.restart, view.restart_obstacles)
 with st.container(border=True, gap="small"):
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
         st.html(card_title("Until now"), width="content")

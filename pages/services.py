@@ -135,6 +135,7 @@ if not snapshot.services:
         cards.empty(
             "No service is watched yet.",
             "Name them in dashboard.toml, a [[services]] each: name, kind (gpu_server, openai-chat, rerank, milvus …) and url.",
+            'One that takes a key gets api_key_env = "NAME": the environment variable that holds it, also in .env.',
             "Each is then asked every 10 s whether it answers, and every minute whether it works.",
         )
     )

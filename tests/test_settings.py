@@ -25,7 +25,8 @@ import pytest
 from pydantic import SecretStr, ValidationError
 
 import settings as settings_module
-from settings import MERGED, SECRETS, Settings, SettingsError, load, reference, save_edited
+from access.redaction import secret_values
+from settings import MERGED, SECRETS, Settings, SettingsError, load, reference, revealed, save_edited
 
 REPO = Path(settings_module.__file__).parent
 SECRET_VALUES = {
@@ -463,6 +464,70 @@ def test_a_refused_header_is_named_and_not_quoted(tmp_path: Path, bad: str) -> N
     assert "dashboard.toml, line 2: embeddings.headers" in said
     assert "unter2" not in said
     assert "embeddings.headers" in refused(write(tmp_path, toml="", edited=HEADERS))
+
+
+VLLM_ENTRY = '[[services]]\nname = "vllm"\nkind = "openai-chat"\nurl = "http://h:1"\napi_key_env = "GPU_BOX_KEY"\n'
+KEY_VALUE = "sk-hunter2-services"
+
+
+@pytest.mark.parametrize("table", ["services", "prometheus"])
+@pytest.mark.parametrize("source", ["environment", ".env"])
+def test_the_key_of_an_entry_comes_from_the_variable_it_names(
+    tmp_path: Path, table: str, source: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    toml = VLLM_ENTRY.replace("services", table)
+    root = write(tmp_path, toml=toml, env=f"GPU_BOX_KEY={KEY_VALUE}\n" if source == ".env" else "")
+    environ = {"GPU_BOX_KEY": f" {KEY_VALUE}\n", "OTHER": "x"} if source == "environment" else {}
+    found = load(environ, root)
+    (entry,) = getattr(found, table)
+    assert revealed(entry)["api_key"] == KEY_VALUE and entry["api_key_env"] == "GPU_BOX_KEY"
+    shown = [repr(found), str(found), json.dumps(found.masked()), found.model_dump_json()]
+    assert all(KEY_VALUE not in text for text in shown) and "GPU_BOX_KEY" in shown[2], "its name is no secret"
+    assert KEY_VALUE in secret_values(found), "masked in logs"
+    saved = save_edited(found, {"llm.temperature": 0.5})
+    assert revealed(getattr(saved, table)[0])["api_key"] == KEY_VALUE, "remembered for the next reading"
+    assert KEY_VALUE not in (root / "data" / "edited.toml").read_text()
+    remembered = found._remembered
+    assert remembered is not None and "OTHER" not in remembered[0]
+
+
+def test_a_variable_of_our_own_prefix_is_known_where_an_entry_names_it(tmp_path: Path) -> None:
+    root = write(tmp_path, toml=VLLM_ENTRY.replace("GPU_BOX_KEY", "RAGDECK_GPU_BOX_KEY"))
+    assert revealed(load({"RAGDECK_GPU_BOX_KEY": KEY_VALUE}, root).services[0])["api_key"] == KEY_VALUE
+    with pytest.raises(SettingsError, match="RAGDECK_GPU_BOX_KY"):
+        load({"RAGDECK_GPU_BOX_KEY": KEY_VALUE, "RAGDECK_GPU_BOX_KY": "x"}, root)
+
+
+@pytest.mark.parametrize(
+    ("line", "environ", "said"),
+    [
+        ('api_key_env = "GPU_BOX_KEY"', {}, "found GPU_BOX_KEY of 'vllm', which is not set"),
+        ('api_key_env = "GPU_BOX_KEY"', {"GPU_BOX_KEY": "  "}, "which is not set"),
+        ('api_key_env = "sk-hunter2 pasted"', {}, "found no name of a variable of 'vllm'"),
+        ("api_key_env = 3", {}, "found no name of a variable"),
+        ('api_key_env = "A"\napi_key = "sk-hunter2"', {"A": "x"}, "found api_key as well of 'vllm', expected one of the two"),
+    ],
+)
+@pytest.mark.parametrize("table", ["services", "prometheus"])
+def test_a_key_that_cannot_be_looked_up_names_key_and_line(
+    tmp_path: Path, table: str, line: str, environ: dict[str, str], said: str
+) -> None:
+    before = f'[[{table}]]\nname = "first"\nurl = "http://h"\n\n'
+    toml = f'{before}[[{table}]]\nname = "vllm"\nurl = "http://h:1"\n# a comment\n{line}\n\n{before.replace("first", "last")}'
+    with pytest.raises(SettingsError) as caught:
+        load(environ, write(tmp_path, toml=toml))
+    (problem,) = caught.value.problems
+    assert (problem.key, problem.line) == (f"{table}[2].api_key_env", 9)
+    assert said in str(problem) and "hunter2" not in str(problem)
+
+
+def test_a_page_cannot_send_a_variable_to_an_address_of_its_own(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="services: found a secret"):
+        load({"GPU_BOX_KEY": KEY_VALUE}, write(tmp_path, edited=VLLM_ENTRY))
+    bare = load({"GPU_BOX_KEY": KEY_VALUE}, write(tmp_path, edited=""))
+    entry = {"name": "x", "kind": "http", "url": "http://evil", "api_key_env": "GPU_BOX_KEY"}
+    with pytest.raises(SettingsError, match="a secret"):
+        save_edited(bare, {"services": [entry]})
 
 
 def test_prompts_keep_their_blanks(tmp_path: Path) -> None:

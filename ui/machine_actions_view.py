@@ -7,6 +7,7 @@ from datetime import datetime, tzinfo
 
 from collectors.audit import Action
 from collectors.restart import CONTAINER, Restarted
+from collectors.restart_powers import Obstacle
 from ui import cards, figures
 from ui.format import escape, parse_time, seconds, time_html, unknown_html
 
@@ -25,6 +26,19 @@ def question(name: str, machine: str) -> str:
         f'<div class="rd rd-plain">The {escape(what)} on <strong>{escape(machine)}</strong> is stopped and started. '
         "What it is doing now is lost, and a model server loads its model again. A line is written to the audit log.</div>"
     )
+
+
+def hindrances(obstacles: Sequence[Obstacle]) -> list[str]:
+    """What keeps restarts from working here, once each: before anybody clicks."""
+    found: dict[tuple[str, str, bool], list[str]] = {}
+    for each in obstacles:
+        found.setdefault((each.text, each.next_step, each.certain), []).append(each.name)
+    notes = []
+    for (text, step, certain), names in found.items():
+        what = f"{', '.join(names)}: {'cannot be restarted from here' if certain else 'a restart may be refused'}."
+        lines = f"<strong>{escape(what)}</strong> {escape(text)}", f"<strong>Next:</strong> {escape(step)}"
+        notes.append(cards.note("warn" if certain else "unknown", *lines))
+    return notes
 
 
 def outcome(done: Restarted, machine: str) -> str:

@@ -117,10 +117,8 @@ def table(views: Sequence[ServiceView], zone: tzinfo, spark: Spark, up: Uptime) 
 def _who(view: ServiceView) -> list[str]:
     result = view.result
     lines = gauges.below(f"{view.kind} · {view.address}")
-    if result is not None and not result.up:
+    if result is not None and result.state != "ok":
         lines += _small(result.message, 160) + (_small(f"Next: {result.next_step}", 200) if result.next_step else "")
-    elif result is not None and result.state == "degraded":
-        lines += _small(result.message, 160)
     return [f"<strong>{gauges.link(gauges.service_url(view.name), view.name)}</strong>{lines}", state(view)]
 
 
@@ -233,7 +231,7 @@ def probe(result: ProbeResult | None, kind: str, reason: str) -> str:
         f'<span class="rd-pair"><span class="rd-soft">{escape(n)}</span> {escape(v)}</span>' for n, v in pairs.items() if v
     )
     told = [escape(text) for text in (result.message, *result.notes) if text]
-    if result.next_step and not result.up:
+    if result.next_step and result.state != "ok":
         told.append(f"<strong>Next:</strong> {escape(result.next_step)}")
     lines = "".join(f'<div class="rd-plain" dir="auto">{text}</div>' for text in told)
     body = f'<div class="rd">{lines}<div class="rd-pairs">{line}</div></div>'

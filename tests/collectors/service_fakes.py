@@ -167,14 +167,15 @@ class Certificate:
     authority: Path
 
 
-def make_certificate(folder: Path, *, days: float = 30.0, name: str = "localhost") -> Certificate:
+def make_certificate(folder: Path, *, days: float = 30.0, name: str = "localhost", begins_in_days: float = -400.0) -> Certificate:
     """Signed by an authority made on the spot; negative `days` make one that expired so long ago."""
     now = datetime.datetime.now(datetime.UTC)
     authority_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Fake Authority")])
-    basic = x509.CertificateBuilder().issuer_name(issuer).not_valid_before(now - datetime.timedelta(days=400))
+    basic = x509.CertificateBuilder().issuer_name(issuer)
     authority = (
         basic.subject_name(issuer)
+        .not_valid_before(now - datetime.timedelta(days=400))
         .public_key(authority_key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_after(now + datetime.timedelta(days=400))
@@ -186,6 +187,7 @@ def make_certificate(folder: Path, *, days: float = 30.0, name: str = "localhost
         basic.subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
+        .not_valid_before(now + datetime.timedelta(days=begins_in_days))
         .not_valid_after(now + datetime.timedelta(days=days))
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .sign(authority_key, hashes.SHA256())

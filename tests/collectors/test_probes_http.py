@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -289,7 +291,205 @@ def test_a_proxy_of_the_environment_is_not_used(monkeypatch):
         assert probe(service(fake.address)).state == "ok"
 
 
+# --------------------------------------------------------------------------------------------------------------- keys
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "message", "step"),
+    [
+        ({}, 401, "needs a key: set api_key_env (answered 401: no)", "Set api_key_env of probed"),
+        ({}, 403, "needs a key: set api_key_env (answered 403: no)", "environment variable"),
+        (
+            {"api_key": KEY, "key_setting": "api_key_env (LLM_KEY)"},
+            401,
+            "key refused (answered 401: no)",
+            "Compare the key in api_key_env (LLM_KEY)",
+        ),
+        (
+            {"api_key": KEY, "key_setting": "api_key"},
+            403,
+            "the key may not do this (answered 403: no)",
+            "Give the key in api_key",
+        ),
+        ({"headers": {"X-Api-Key": KEY}}, 401, "key refused (answered 401: no)", "the key in headers of probed"),
+        ({"key_setting": "llm.api_key"}, 401, "needs a key: set llm.api_key (answered 401: no)", "Set llm.api_key to the key"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["http", *HTTP_KINDS])
+def test_a_service_that_wants_a_key_says_what_to_set(kind: Any, changes: Any, status: int, message: str, step: str):
+    no = JSONResponse({"detail": "no"}, status)
+    paths = ("GET /", "GET /health", "GET /v1/models")
+    with fake_service(dict.fromkeys(paths, no)) as fake:
+        result = probe(service(fake.address, kind, **changes))
+    assert (result.state, result.failure, result.message) == ("failed", "authentication", message)
+    assert result.next_step.startswith(step) or step in result.next_step
+
+
+@pytest.mark.parametrize("kind", HTTP_KINDS)
+@pytest.mark.parametrize("which", ["liveness", "functional"])
+def test_every_request_of_a_probe_carries_the_key(kind: Any, which: Any):
+    """A fake that answers what belongs to each path, to who shows the key, and 401 to anybody else."""
+    answers: dict[str, Any] = {
+        "GET /health": {"status": "healthy", "models": [{"kind": "embedder", "name": "m"}, {"kind": "reranker", "name": "r"}]},
+        "GET /v1/models": {"data": [{"id": "m"}]},
+        "GET /version": {"version": "1"},
+        "GET /status": {"version": "1"},
+        "POST /embed": {"dense_embeddings": [[1.0, 0.0], [0.0, 1.0]]},
+        "POST /rerank": {"rankings": [0, 1], "scores": [0.9, 0.1]},
+        "POST /v1/embeddings": {"data": [{"index": 0, "embedding": [1.0, 0.0]}, {"index": 1, "embedding": [0.0, 1.0]}]},
+        "POST /v1/chat/completions": {"choices": [{"message": {"content": "a"}}]},
+        "POST /v1/audio/transcriptions": {"text": "a"},
+    }
+
+    def guarded(answer: Any) -> Any:
+        async def serve(request: Request) -> Response:
+            known = request.headers.get("authorization") == f"Bearer {KEY}"
+            return JSONResponse(answer) if known else JSONResponse({"detail": "no"}, 401)
+
+        return serve
+
+    with fake_service({path: guarded(answer) for path, answer in answers.items()}) as fake:
+        assert probe(service(fake.address, kind), which).failure == "authentication"
+        fake.asked.clear()
+        assert probe(service(fake.address, kind, api_key=KEY), which).up
+        assert fake.asked and {asked.headers.get("authorization") for asked in fake.asked} == {f"Bearer {KEY}"}
+
+
+def test_the_page_of_metrics_is_asked_for_with_the_key():
+    with fake_service({"GET /metrics": JSONResponse({"detail": "no"}, 401)}) as fake:
+        with pytest.raises(ServiceError, match="needs a key: set api_key_env"):
+            engine_metrics(service(fake.address, "gpu_server"))
+        with pytest.raises(ServiceError, match="key refused"):
+            engine_metrics(service(fake.address, "gpu_server", api_key=KEY))
+    assert fake.asked[-1].headers["authorization"] == f"Bearer {KEY}"
+
+
+# ------------------------------------------------------------------------------------------------------- broken answers
+
+SIGN_IN = "<!DOCTYPE html>\n<html><head><title>Sign in\n to Corp</title></head><body>password</body></html>"
+
+
+@pytest.mark.parametrize("content_type", ["text/html; charset=utf-8", "text/plain", "application/json"])
+@pytest.mark.parametrize("kind", [kind for kind in HTTP_KINDS if kind != "rerank"])
+def test_a_sign_in_page_with_status_200_is_named(kind: Any, content_type: str):
+    page = Response(SIGN_IN, media_type=content_type)
+    with fake_service({"GET /health": page, "GET /v1/models": page}) as fake:
+        result = probe(service(fake.address, kind))
+    assert (result.state, result.failure) == ("failed", "bad_answer")
+    assert "a web page (“Sign in to Corp”) where JSON was expected" in result.message and "sign-in" in result.next_step
+
+
+def test_a_sign_in_page_is_no_rerankers_health_whatever_its_type():
+    with fake_service({"GET /health": Response(SIGN_IN, media_type="text/plain")}) as fake:
+        result = probe(service(fake.address, "rerank"))
+    assert (result.state, result.failure) == ("failed", "bad_answer") and "web page" in result.message
+
+
+def test_a_compressed_answer_is_not_unpacked():
+    bomb = gzip.compress(b" " * 100_000_000)
+    assert len(bomb) < 200_000
+    packed = Response(bomb, headers={"content-encoding": "gzip"}, media_type="application/json")
+    with fake_service({"GET /v1/models": packed, "GET /metrics": packed, "GET /": packed}) as fake:
+        result = probe(service(fake.address, "openai-chat"))
+        text = probe(service(fake.address, expect_text="x"), "functional")
+        with pytest.raises(ServiceError, match="compressed"):
+            engine_metrics(service(fake.address, "openai-chat"))
+        assert {asked.headers["accept-encoding"] for asked in fake.asked} == {"identity"}
+    assert (result.failure, result.message) == ("bad_answer", "the answer is compressed (gzip), which nobody asked for")
+    assert text.failure == "bad_answer" and "Accept-Encoding" in text.next_step
+
+
+@pytest.mark.parametrize("location", ["/loop", "loop", "HTTP://127.0.0.1:{port}/loop", "http://127.0.0.1:{port}/loop#x"])
+def test_a_redirect_to_itself_is_no_sign_of_life(location: str):
+    with fake_service() as fake:
+        target = location.format(port=fake.port)
+        fake.answers["GET /loop"] = Response(status_code=302, headers={"location": target})
+        result = probe(service(f"{fake.address}/loop"))
+        fake.answers["GET /loop"] = Response(status_code=302, headers={"location": "/loop?x=1"})
+        assert probe(service(f"{fake.address}/loop")).state == "ok", "another address is none of our business"
+    assert (result.state, result.failure) == ("failed", "bad_answer") and "to itself" in result.message
+
+
+@pytest.mark.parametrize(
+    ("data", "failure", "message", "step"),
+    [
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "bad_answer", "begins with “SSH-2.0-OpenSSH_9.2”", "url"),
+        (b"<html>HTTP/0.9 says hello</html>", "bad_answer", "begins with “<html>HTTP/0.9 says", "url"),
+        (b"\x00\x00\x12\x04\x00\x00\x00\x00\x00", "bad_answer", "binary data", "gRPC"),
+        (b"\x15\x03\x03\x00\x02\x02\x46", "tls", "speaks TLS", "https://"),
+        (b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 500 + b"\r\n", "bad_answer", "100 headers", "url"),
+        (
+            b"HTTP/1.1 400 Bad Request\r\ncontent-length: 66\r\n\r\n<html>The plain HTTP request was sent to HTTPS port (nginx) </html>",
+            "tls",
+            "speaks TLS",
+            "https://",
+        ),
+    ],
+)
+def test_what_speaks_something_else_is_told(data: bytes, failure: str, message: str, step: str):
+    def serve(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(data)
+
+    with fake_port(serve) as port:
+        result = probe(service(f"http://127.0.0.1:{port}"))
+    assert (result.state, result.failure) == ("failed", failure)
+    assert message in result.message and step in result.next_step
+
+
+def test_a_real_tls_server_asked_without_tls(tmp_path: Path):
+    with fake_service({"GET /": "ok"}, make_certificate(tmp_path)) as fake:
+        result = probe(service(fake.address.replace("https:", "http:")))
+    assert result.state == "failed" and result.failure in ("tls", "connection"), result
+
+
+def test_chunks_without_end_stop_at_the_time_limit():
+    def serve(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+        while True:
+            connection.sendall(b"1\r\nx\r\n")
+            time.sleep(0.02)
+
+    with fake_port(serve) as port:
+        result = probe(service(f"http://127.0.0.1:{port}", "openai-chat", timeout_seconds=0.4))
+    assert result.failure == "timeout" and "finish" in result.message
+
+
+def test_an_ipv6_address_is_asked_and_written_with_brackets():
+    with socket.socket(socket.AF_INET6) as listener:
+        listener.bind(("::1", 0))
+        port = listener.getsockname()[1]
+        refused = probe(service(f"http://[::1]:{port}"))
+        assert refused.failure == "refused" and f"[::1]:{port}" in refused.message
+        listener.listen()
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                asked.append(connection.recv(65536))
+                connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+
+        asked: list[bytes] = []
+        thread = threading.Thread(target=serve)
+        thread.start()
+        result = probe(service(f"http://[::1]:{port}"))
+        thread.join(10)
+    assert result.state == "ok" and f"Host: [::1]:{port}".encode() in asked[0] and result.address == f"http://[::1]:{port}"
+
+
 # ---------------------------------------------------------------------------------------------------------------- TLS
+
+
+def test_a_self_signed_certificate_and_one_of_tomorrow_each_say_what_to_do(tmp_path: Path):
+    with fake_service({"GET /": "ok"}, make_certificate(tmp_path / "a")) as fake:
+        unknown = probe(service(fake.address))
+    assert unknown.failure == "tls" and f"localhost:{fake.port} is not trusted" in unknown.message
+    assert "ca_file" in unknown.next_step
+    early = make_certificate(tmp_path / "b", begins_in_days=1.0)
+    with fake_service({"GET /": "ok"}, early) as fake:
+        result = probe(service(fake.address, ca_file=early.authority))
+    assert result.failure == "tls" and "does not hold yet" in result.message and "clock" in result.next_step
 
 
 def test_a_trusted_certificate_and_its_days(tmp_path: Path):

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from collectors import restart
+from collectors import machine_watch, restart
 from collectors.audit import AuditLog
 from collectors.errors import CollectorError, TimedOut
 from collectors.inventory import BadInventory, from_settings
 from collectors.machines import Machine
+from collectors.restart_powers import Powers, obstacles, polkit_rule, powers
 from collectors.shell import Output
 from collectors.sweep import Sweep
 from tests.collectors.machine_fakes import FakeProgram, machine_of, with_path
@@ -76,7 +80,10 @@ def test_a_setting_names_them_once() -> None:
 
 def test_the_command_is_what_a_line_of_sudoers_allows() -> None:
     assert restart.command("vllm") == (
-        'if [ "$(id -u)" = 0 ]; then systemctl restart vllm.service; else sudo -n systemctl restart vllm.service; fi 2>&1'
+        'if [ "$(id -u)" = 0 ]; then systemctl restart vllm.service; '
+        "elif grep -q '^NoNewPrivs:.*1' /proc/self/status 2>/dev/null; "
+        "then systemctl --no-ask-password restart vllm.service; "
+        "else sudo -n systemctl restart vllm.service; fi 2>&1"
     )
     assert restart.command("docker:whisper").endswith("; $docker restart whisper 2>&1")
 
@@ -84,6 +91,7 @@ def test_the_command_is_what_a_line_of_sudoers_allows() -> None:
 @pytest.mark.parametrize(
     ("text", "step"),
     [
+        ('sudo: The "no new privileges" flag is set, which prevents sudo from running as root.', "polkit rule"),
         ("sudo: a password is required", "NOPASSWD: /usr/bin/systemctl restart vllm.service"),
         ("Sorry, user ops is not allowed to execute; sudo: may not run", "visudo"),
         ("ops is not in the sudoers file.", "visudo"),
@@ -103,6 +111,93 @@ def test_the_command_is_what_a_line_of_sudoers_allows() -> None:
 def test_what_to_do_about_each_failure(text: str, step: str) -> None:
     failed = restart.outcome("vllm.service", Output(text, "", 1, 0.2))
     assert not failed.ok and step in failed.next_step and failed.text
+
+
+# What this process may do on its own machine
+
+OURS = Powers(998, "ragdeck", True, True, True, True, None)  # as in our hardened unit
+
+
+@pytest.mark.parametrize(
+    ("changes", "certain", "text", "step"),
+    [
+        ({"uid": 0}, None, "", ""),
+        ({"no_new_privileges": False}, None, "", ""),
+        ({"no_new_privileges": False, "sudo": False}, True, "no sudo", "Install it"),
+        ({}, False, "NoNewPrivileges, so that sudo cannot work", 'units = ["vllm.service", "x.service"]'),
+        ({"polkit": False}, True, "no polkit that reads rules", "Install polkitd"),
+        ({"systemctl": False, "uid": 0}, True, "no systemd here", "over SSH"),
+    ],
+)
+def test_what_is_in_the_way_of_a_unit_is_known_before(changes: Any, certain: bool | None, text: str, step: str) -> None:
+    found = obstacles(("vllm.service", "docker:w", "x.service"), replace(OURS, **changes))
+    if certain is None:
+        assert found == ()
+        return
+    assert [each.name for each in found] == ["vllm.service", "x.service"], "there is no Docker to be in the way"
+    assert all(each.certain is certain and text in each.text and step in each.next_step for each in found)
+
+
+def test_a_docker_that_is_not_for_us_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (found,) = obstacles(("docker:w",), replace(OURS, docker_socket=False))
+    assert found.certain and "SupplementaryGroups=docker" in found.next_step
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/docker.sock").touch()
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert powers(tmp_path, {}).docker_socket is False
+    assert powers(tmp_path, {"DOCKER_HOST": "tcp://h:1"}).docker_socket is None
+
+
+def test_the_powers_are_read_from_the_system(tmp_path: Path) -> None:
+    for folder in ("proc/self", "etc/polkit-1/rules.d", "run/systemd/system", "bin"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "proc/self/status").write_text("Name:\tpython\nNoNewPrivs:\t1\nSeccomp:\t2\n")
+    for name in ("systemctl", "sudo"):
+        (tmp_path / "bin" / name).touch(0o755)
+    found = powers(tmp_path, {"PATH": str(tmp_path / "bin")})
+    assert (found.no_new_privileges, found.systemctl, found.sudo, found.polkit, found.docker_socket) == (True,) * 4 + (None,)
+    nothing = powers(tmp_path / "none", {"PATH": ""})
+    assert (nothing.no_new_privileges, nothing.systemctl, nothing.sudo, nothing.polkit) == (False,) * 4
+
+
+def test_the_polkit_rule_names_user_verb_and_units() -> None:
+    rule = polkit_rule("ragdeck", ["vllm.service", "x@1.service"])
+    for part in ('subject.user == "ragdeck"', '"org.freedesktop.systemd1.manage-units"', '["vllm.service", "x@1.service"]'):
+        assert part in rule
+    assert rule.count("(") == rule.count(")") and rule.count("{") == rule.count("}") == 2
+    assert 'action.lookup("verb") == "restart"' in rule
+
+
+def test_where_no_privileges_can_be_gained_polkit_is_asked_and_not_sudo(programs: Path) -> None:
+    """Under the kernel's real flag, as systemd sets it for NoNewPrivileges=yes."""
+    as_somebody(programs)
+    systemctl, sudo = recorder(programs, "systemctl"), recorder(programs, "sudo")
+    bound = "import ctypes; assert ctypes.CDLL(None).prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS\n"
+    run = "from collectors import restart, local, restart_powers as own; local.LocalShell().run(restart.command('vllm'), 20)\n"
+    program = f"{bound}{run}assert own.powers().no_new_privileges"
+    environ = {"PATH": f"{programs}:/usr/bin:/bin", "PYTHONPATH": str(Path(restart.__file__).parent.parent)}
+    done = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    assert systemctl.read_text() == "--no-ask-password restart vllm.service\n" and not sudo.exists()
+
+
+def test_a_page_knows_before_anybody_clicks(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_somebody(programs)
+    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+    monkeypatch.setattr(machine_watch, "powers", lambda: OURS)
+    FakeProgram(programs, "sudo").says("echo 'Failed to restart: Interactive authentication required.'; exit 1")
+    sweep = Sweep([Machine("local", collect=("host",), restart=("vllm.service",))])
+    try:
+        view = sweep.snapshot().machine("local")
+        assert view is not None and [each.certain for each in view.restart_obstacles] == [False]
+        failed = sweep.restart("local", "vllm.service")
+        assert not failed.ok and "polkit.addRule(" in failed.next_step
+        FakeProgram(programs, "sudo").says("exit 0")
+        assert sweep.restart("local", "vllm.service").ok
+        view = sweep.snapshot().machine("local")
+        assert view is not None and view.restart_obstacles == (), "it has worked: the rule is there"
+    finally:
+        sweep.stop()
 
 
 # Over a real sshd

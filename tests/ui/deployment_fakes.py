@@ -19,6 +19,7 @@ from collectors.connection_test import StepResult, Told, ignore
 from collectors.errors import TimedOut
 from collectors.history import History, Sample
 from collectors.notify import Notifier
+from collectors.own_metrics import OwnMetrics
 from collectors.readings import (
     Container,
     Containers,
@@ -382,6 +383,7 @@ class FakeDeployment:
 
     def __init__(self, folder: Path, at: float) -> None:
         self.problems: list[str] = []
+        self.own = OwnMetrics("fake")
         self.sweep = fake_sweep(at)
         self.history = History(folder / "fake-history.db")
         self.alerts = Alerts(folder / "fake-alerts.db", rules({}))
