@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import httpx
 from pydantic import SecretStr
 
 import models
+from collectors.readings import Gpus
 from collectors.services import Service
 from deploy.validation import kept, runner
 from deploy.validation.checks import chosen
@@ -33,12 +34,27 @@ from settings import VERSION, Settings
 ASK_SECONDS = 300.0
 PROBE_SECONDS = 60.0
 JOB_KIND = "validation"
+# R4: 3 to 5 users at once on one A100, 10 to 15 on 8×H100 80 GB; the lower ends
+USERS, USERS_LARGE = 3, 10
+LARGE_GPUS, LARGE_GPU_BYTES = 8, 79e9  # of nominal 80 GB, a driver tells 85.0e9 to 85.9e9 bytes
 
 
 # 1) the settings
 
 
-def subject(settings: Settings, *, question: str = QUESTION, targets: Targets | None = None, root: Path = ROOT) -> Subject:
+def targets(settings: Settings, gpus: Iterable[Gpus] = ()) -> Targets:
+    """What these settings call acceptable. Where they do not say how many users, the watched machines' `gpus` decide."""
+    wanted = settings.readiness
+    users = wanted.users or (USERS_LARGE if any(_is_large(each) for each in gpus) else USERS)
+    return Targets(wanted.answer_seconds, wanted.first_token_seconds, users, wanted.evidence_days, wanted.query_days)
+
+
+def _is_large(read: Gpus) -> bool:
+    """Whether a machine is of the size of R4's second: eight GPUs of 80 GB."""
+    return sum((gpu.memory_total_bytes or 0) >= LARGE_GPU_BYTES for gpu in read.gpus or ()) >= LARGE_GPUS
+
+
+def subject(settings: Settings, *, question: str = QUESTION, limits: Targets | None = None, root: Path = ROOT) -> Subject:
     """What these settings describe. Raises RagError bad_input for entries that cannot be."""
     known = inventory(settings)
     token = _secret(settings.server.token)
@@ -77,7 +93,7 @@ def subject(settings: Settings, *, question: str = QUESTION, targets: Targets | 
             retries=0,
         ),
         question=question,
-        targets=targets or Targets(),
+        targets=limits or targets(settings),
     )
 
 

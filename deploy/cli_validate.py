@@ -10,13 +10,14 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import runtime
-from deploy.cli_subject import RunningProcess, ServerProcess, subject
+from deploy.cli_subject import RunningProcess, ServerProcess, subject, targets
 from deploy.validation import kept, report, runner
 from deploy.validation.checks import CHECKS, chosen
-from deploy.validation.subject import QUESTION, Process, Targets
+from deploy.validation.subject import QUESTION, Process
 from deploy.validation.types import Check, Report, Result
 from deploy.validation.world import World
 from rag.errors import HeldError, RagError
@@ -31,9 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     report_help = "also write this file: .html, .md, .junit.xml or .json; may be repeated"
     parser.add_argument("--report", action="append", type=Path, metavar="FILE", default=[], help=report_help)
     parser.add_argument("--question", default=QUESTION, help="what the full query asks")
-    parser.add_argument(
-        "--target-seconds", type=float, default=Targets().total_seconds, help="longest acceptable warm query (10)"
-    )
+    seconds_help = "longest acceptable warm query (default: readiness.answer_seconds of the settings)"
+    parser.add_argument("--target-seconds", type=float, help=seconds_help)
     parser.add_argument("--json", action="store_true", help="print one JSON document on standard output")
 
 
@@ -44,10 +44,12 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     checks = chosen(arguments.only)
     formats = [(path, report.format_of(path.name)) for path in arguments.report]
-    if not 0 < arguments.target_seconds < 1e6:
+    seconds: float | None = arguments.target_seconds
+    if seconds is not None and not 0 < seconds < 1e6:
         raise RagError("--target-seconds is no time", kind="bad_input", next_step="Give seconds above 0.")
     settings = _settings()
-    what = subject(settings, question=arguments.question, targets=Targets(total_seconds=arguments.target_seconds))
+    limits = targets(settings) if seconds is None else replace(targets(settings), total_seconds=seconds)
+    what = subject(settings, question=arguments.question, limits=limits)
     with process(settings) as get:
         made = _followed(World(what, get), checks, quiet=arguments.json)
     whole = _keep(settings, made)
@@ -106,10 +108,11 @@ def lines(result: Result) -> list[str]:
     """A result for the terminal: one line, and of what is wrong cause and cure."""
     head = f"{result.code:<6}{report.WORDS[result.outcome]:<{WORD_CHARS}}  {result.title}"
     found = [f"{head}: {result.evidence}" if result.evidence else head]
-    for item in result.items:
-        if item.outcome in ("failed", "warning"):
-            name = f"{item.subject}: " if item.subject else ""
-            found += [f"        {name}{item.evidence}", f"          cause: {item.cause}", f"          cure:  {item.cure}"]
+    wrong = [item for item in result.items if item.outcome in ("failed", "warning")]
+    for item in wrong:
+        name = f"{item.subject}: " if item.subject else ""
+        found += [f"        {name}{item.evidence}"] if len(wrong) > 1 else []  # a single one stands in the first line
+        found += [f"          cause: {item.cause}", f"          cure:  {item.cure}"]
     if result.table:
         widths = [max(len(row[place]) for row in result.table) for place in range(len(result.table[0]))]
         for row in result.table:

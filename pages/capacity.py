@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import streamlit as st
 
@@ -10,8 +11,8 @@ from collectors.views import MachineView
 from deploy.planner import catalogue, cures, flags, fleet, reality, report, request
 from deploy.planner.placement import Placed, Plan, plan
 from rag.errors import RagError
-from ui import capacity_form, capacity_view, cards
-from ui.cached import the_runtime, zone
+from ui import capacity_bring, capacity_form, capacity_view, cards, viewer
+from ui.cached import now, the_runtime, zone
 from ui.format import escape, plain_markdown
 from ui.gauges import age, card_title, link, machine_url
 from ui.links import page
@@ -19,6 +20,7 @@ from ui.links import page
 REFRESH_SECONDS = 10.0
 
 runtime = the_runtime()
+folders = [Path(each) for each in runtime.settings.capacity.model_folders]
 
 
 def problem(error: RagError) -> None:
@@ -80,7 +82,8 @@ def load_card(found: Plan) -> None:
         with st.form("load", border=False):
             name = st.selectbox("Service", suited, key="load-service")
             demand = demand_fields()
-            with st.expander("Prices, EUR a month for one GPU; examples of 2025-01, the rest is yours to enter", key="prices"):
+            with st.expander("Prices, EUR a month for one GPU", key="prices"):
+                st.html(PRICES_HELP)
                 prices = price_fields()
             asked = st.form_submit_button("Compare GPUs", key="compare")
         if asked:
@@ -101,23 +104,46 @@ def demand_fields() -> tuple[float, int, int, float, float]:
     )
 
 
-def price_fields() -> dict[str, float]:
-    examples = fleet.example_prices()
+PRICES_HELP = (
+    '<div class="rd rd-soft rd-small">Set for good in the settings, with date and source: '
+    "<code>[capacity.gpu_prices.L4]</code> with <code>eur_month</code>, <code>date</code>, <code>source</code>. "
+    "Without, the two prices of the report of 2025-01; what is changed here counts for this comparison.</div>"
+)
+
+
+def price_fields() -> dict[str, fleet.GpuPrice]:
+    asked = runtime.settings.capacity.gpu_prices
+    known = fleet.known_prices(asked)
+    if strange := sorted(set(asked) - set(catalogue.gpus())):
+        said = f"capacity.gpu_prices names {', '.join(strange)[:200]}: no GPU here is called so."
+        st.html(cards.note("warn", escape(said)))
     found = {}
     columns = st.columns(4)
     for number, name in enumerate(catalogue.gpus()):
-        price = columns[number % 4].number_input(name, 0.0, 1e6, examples.get(name), 10.0, key=f"price-{name}", placeholder="–")
-        if price is not None:
-            found[name] = price
+        usual = known.get(name)
+        told = f"{usual.date}, {usual.source}" if usual else "No price is known: enter one."
+        euros = columns[number % 4].number_input(
+            name,
+            0.0,
+            1e6,
+            usual.eur_month if usual else None,
+            10.0,
+            key=f"price-{name}",
+            placeholder="–",
+            help=plain_markdown(told),
+        )
+        if euros is not None:
+            same = usual is not None and usual.eur_month == euros
+            found[name] = usual if usual and same else fleet.GpuPrice(euros, f"{now():%Y-%m}", "entered here")
     return found
 
 
-def show_offers(found: Plan, name: str, demand: tuple[float, int, int, float, float], prices: dict[str, float]) -> None:
+def show_offers(found: Plan, name: str, demand: tuple[float, int, int, float, float], prices: dict[str, fleet.GpuPrice]) -> None:
     placed = next((each for each in found.services if each.service.name == name), None)
     if placed is None:
         return
     try:
-        offers = fleet.offers(placed.service, fleet.Demand(*demand), prices, found.request.buffer_gb)
+        offers = fleet.offers(placed.service, fleet.Demand(*demand), prices, found.request.buffer_gb, placed.model)
     except RagError as error:
         problem(error)
         return
@@ -177,8 +203,9 @@ def planned() -> Plan | None:
         st.rerun()
     try:
         asked = capacity_form.from_url()
-        models = capacity_form.known_models(asked)
+        models = capacity_form.known_models(asked, folders)
         changed(asked)
+        bring(asked)
         return plan(asked, models)
     except RagError as error:
         problem(error)
@@ -189,13 +216,28 @@ def changed(asked: request.Request) -> None:
     """The form; what is sent goes into the URL when it can be planned, and is said when it cannot."""
     try:
         with st.container(border=True, gap="small"):
-            sent = capacity_form.form(asked)
+            sent = capacity_form.form(asked, [str(each) for each in catalogue.folders_in(folders)])
         if sent is None or sent == asked:
             return
-        plan(sent, capacity_form.known_models(sent))
+        plan(sent, capacity_form.known_models(sent, folders))
     except RagError as error:
         problem(error)
         return
+    capacity_form.show(sent)
+    st.rerun()
+
+
+def bring(asked: request.Request) -> None:
+    """A model that is in no table, by its config.json: it goes into the plan, and so into its link and its file."""
+    with st.expander("A model that is not in the table: bring its config.json", key="bring"):
+        try:
+            sent = capacity_bring.bring(asked, viewer.may(runtime, "operate"))
+            if sent is None:
+                return
+            plan(sent, capacity_form.known_models(sent, folders))
+        except RagError as error:
+            problem(error)
+            return
     capacity_form.show(sent)
     st.rerun()
 

@@ -8,22 +8,20 @@ from collections.abc import Callable
 
 import streamlit as st
 
-from deploy.cli_subject import JOB_KIND, local_models, submit
+from deploy.cli_subject import JOB_KIND, local_models, submit, targets
 from deploy.validation import criteria, kept, report
 from deploy.validation.checks import CHECKS
-from deploy.validation.subject import Targets
 from deploy.validation.types import Report
 from jobs import Job
 from rag.errors import RagError
 from rag.trace_rows import QueryFilter
-from ui import cards, readiness_view
+from ui import cards, readiness_view, viewer
 from ui.cached import now, the_runtime, zone
 from ui.format import escape
 from ui.gauges import card_title
 from ui.links import page
 
 REFRESH_SECONDS = 0.5
-QUERY_DAYS = 7
 QUERIES = 500
 
 runtime = the_runtime()
@@ -31,7 +29,7 @@ code = st.query_params.get("check", "").upper()
 
 
 def problem(error: RagError) -> None:
-    st.html(cards.note("critical", f"<strong>{escape(error.message)}.</strong>", escape(error.next_step)))
+    st.html(cards.note("critical", f"<strong>{escape(error.message)}.</strong>", report.with_code(error.next_step)))
 
 
 def last_report() -> Report | None:
@@ -62,7 +60,7 @@ def follow() -> None:
     stopping = job.cancelled.is_set()
     said = "stopping" if stopping else doing
     head.html(f'<div class="rd" aria-live="polite">{cards.meter(share)}<span class="rd-soft">{escape(said)}</span></div>')
-    stop.button("Stop", key="stop", on_click=job.cancel, disabled=stopping, width="stretch", help="What ran until then is kept.")
+    stop.button("Stop", key="stop", width="stretch", **viewer.stop(job, "What ran until then is kept."))
 
 
 def run_part(last: Report | None) -> None:
@@ -96,33 +94,32 @@ def downloads(last: Report) -> None:
 
 
 def five(last: Report | None) -> None:
-    """R4's criteria, from everything that was measured."""
+    """R4's criteria, from everything that was measured, and what they call acceptable."""
+    snapshot = runtime.sweep.snapshot()
+    gpus = [each.gpus.value for each in snapshot.machines if each.gpus and each.gpus.value]
+    wanted = targets(runtime.settings, gpus)
     try:
-        since = time.time() - QUERY_DAYS * 86_400
+        since = time.time() - wanted.query_days * criteria.SECONDS_PER_DAY
         rows = runtime.traces.search(QueryFilter(since=since, cold=False, outcome="answered", measured=False), limit=QUERIES)
         tests = runtime.experiments.list("load", 20)
     except RagError as error:
         problem(error)
         rows, tests = [], ()
     local = [each.role for each in local_models(runtime.settings)]
-    found = criteria.criteria(
-        readiness_view.measured(last, runtime.sweep.snapshot(), rows, tests, local), Targets(), now().timestamp()
-    )
+    measured = readiness_view.measured(last, snapshot, rows, tests, local)
+    found = criteria.criteria(measured, wanted, now().timestamp())
     st.html(card_title(readiness_view.headline(found)))
     for first in range(0, len(found), 3):
         for column, each in zip(st.columns(3, gap="small"), found[first : first + 3], strict=False):
             with column.container(border=True, gap="small", height="stretch"):
                 st.html(readiness_view.criterion(each, now(), zone()))
+    st.html(readiness_view.limits(wanted, runtime.settings.origins))
 
 
 def all_checks(last: Report | None) -> None:
     if last is None or not last.results:
-        st.html(
-            cards.empty(
-                "Nothing has been validated yet.",
-                f"Press Run all checks, or run `python -m deploy validate` in a pipeline: {len(CHECKS)} checks.",
-            )
-        )
+        st.html(cards.empty("Nothing has been validated yet.", f"Press Run all checks ({len(CHECKS)}), or in a pipeline run:"))
+        st.code("python -m deploy validate", language="bash")
         return
     with st.container(border=True, gap="small"):
         st.html(card_title(readiness_view.title(last)))
@@ -144,6 +141,8 @@ def one_check(last: Report | None) -> None:
             st.html(cards.empty("It has not run yet.", f"It proves: {known.proves}"))
         else:
             st.html(readiness_view.check(result, now(), zone()))
+            for command in readiness_view.to_copy(result):
+                st.code(command, language="bash", wrap_lines=True)
         with st.container(horizontal=True, gap="small"):
             busy = running_job() is not None
             st.button("Run this check", key="run-one", on_click=start, args=(code,), disabled=busy)

@@ -1,6 +1,7 @@
 """The plan's form and its place in the URL. Knows the planner's request; computes nothing.
 
-`?preset=NAME` or `?plan=TEXT`: TEXT is the request as JSON, compressed, in URL-safe base64.
+`?preset=NAME` or `?plan=TEXT`: TEXT is the request as JSON, compressed, in URL-safe base64; a model brought by its config.json is
+in it too. Nothing is kept on the server: all that is done here needs no more than the scope `read`, but for sending a file.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ import base64
 import binascii
 import hashlib
 import zlib
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import streamlit as st
 
@@ -55,14 +58,21 @@ def from_url() -> Request:
 
 
 def show(asked: Request) -> None:
-    """Puts a plan into the URL."""
+    """Puts a plan into the URL. What a preset says of itself is left out of a plan that is no longer it."""
     name = next((each for each in presets.NAMES if presets.preset(each) == asked), None)
+    if name is None and any(presets.preset(each).notes == asked.notes for each in presets.NAMES):
+        asked = replace(asked, name="plan", notes=())
     st.query_params.from_dict({"preset": name} if name else {"plan": pack(asked)})
 
 
-def known_models(asked: Request) -> dict[str, Model]:
-    """The models of a plan by name. Raises RagError for one that is not in the table: a link must not name files here."""
-    return {each.model: catalogue.model(each.model, folders=False) for each in asked.services}
+def known_models(asked: Request, folders: Sequence[Path] = ()) -> dict[str, Model]:
+    """The models of a plan by name: brought along, of the table, or in one of these folders. Raises RagError for any other: a
+    link must not name files of this machine."""
+    found = {each.name: each.model() for each in asked.models}
+    for each in asked.services:
+        if each.model not in found:
+            found[each.model] = catalogue.in_roots(each.model, folders) or catalogue.model(each.model, folders=False)
+    return found
 
 
 def choose_preset(chosen: str | None) -> str | None:
@@ -79,24 +89,27 @@ def choose_preset(chosen: str | None) -> str | None:
     return wanted if wanted != chosen else None
 
 
-def form(asked: Request) -> Request | None:
-    """The fields of a plan. Returns what was sent; None without. Raises RagError for what cannot be."""
+def form(asked: Request, folders: Sequence[str] = ()) -> Request | None:
+    """The fields of a plan; `folders` of this machine can be chosen as models. Returns what was sent; None without. Raises
+    RagError for what cannot be."""
     key = hashlib.sha256(request.to_json(asked).encode()).hexdigest()[:8]
     with st.form(f"plan-{key}", border=False):
         changed = _machine(asked, key)
-        services = [_service(each, number, key) for number, each in enumerate(asked.services)]
+        names = [*(each.name for each in asked.models), *catalogue.models(), *folders]
+        services = [_service(each, number, key, names) for number, each in enumerate(asked.services)]
         left, right = st.columns([1, 3], vertical_alignment="center")
         sent = left.form_submit_button("Plan", type="primary", key=f"send-{key}", width="stretch")
         more = right.form_submit_button("Add a service", key=f"add-{key}")
     kept = [each for each in services if each is not None]
     if more:
-        kept.append(_new_service(kept))
+        kept.append(new_service(kept))
     if not (sent or more):
         return None
     return request.from_dict(request.to_dict(replace(changed, services=tuple(kept))))
 
 
-def _new_service(others: list[Service]) -> Service:
+def new_service(others: Sequence[Service]) -> Service:
+    """Another service, under a name that is not taken."""
     names = {each.name for each in others}
     return Service(next(f"service-{n}" for n in range(len(names) + 1, 99) if f"service-{n}" not in names), "Qwen/Qwen3-4B")
 
@@ -120,12 +133,12 @@ def _machine(asked: Request, key: str) -> Request:
     return replace(asked, gpu=gpu, count=int(count), buffer_gb=float(kept), buffer_holds_contexts=contexts)
 
 
-def _service(service: Service, number: int, key: str) -> Service | None:
+def _service(service: Service, number: int, key: str, names: Sequence[str]) -> Service | None:
     """One service's fields; None when it is to be removed."""
     key = f"{number}-{key}"
     with st.expander(label(service), key=f"service-{key}"):
         name, model, engine = st.columns([2, 4, 2])
-        names = list(catalogue.models())
+        names = list(dict.fromkeys((*names, service.model)))
         changed = replace(
             service,
             name=name.text_input("Name", service.name, 60, key=f"name-{key}"),
@@ -188,7 +201,7 @@ def _given(service: Service, key: str) -> Service:
         200,
         key=f"weights-{key}",
         placeholder="the model's own",
-        help="Name or folder of the AWQ, GPTQ or INT8 weights, where they are published apart from the model.",
+        help="Name or folder of AWQ, GPTQ, INT8 or FP8 weights, where they are published apart from the model.",
     )
     takes = fill.checkbox("Takes all that is left", service.fill, key=f"fill-{key}")
     return replace(service, reserve_gb=gb, stated_share=stated, gpus=_indices(text), fill=takes, weights=stored)

@@ -234,7 +234,7 @@ def _bounds(plan: Plan, placed: Placed) -> str:
 
 
 def offers_table(offers: Sequence[Offer]) -> str:
-    heads = ["GPU", "Takes", "Streams at once", "Tokens/s each", "Questions/s a copy", "EUR a month"]
+    heads = ["GPU", "Takes", "Streams at once", "Tokens/s each", "Questions/s a copy", "EUR a month", "Price of one GPU"]
     rows = [
         [
             f"<strong>{escape(each.gpu.name)}</strong>",
@@ -243,10 +243,19 @@ def offers_table(offers: Sequence[Offer]) -> str:
             number(each.stream) if each.stream is not None else "",
             number(each.requests_per_second) if each.requests_per_second is not None else "",
             "" if each.why_not else value_html(number(each.eur_month), "no price is entered for it"),
+            _price(each),
         ]
         for each in offers
     ]
-    return figures.table(heads, rows, numeric=(2, 3, 4, 5), wrap=(1,))
+    return figures.table(heads, rows, numeric=(2, 3, 4, 5), wrap=(1, 6))
+
+
+def _price(offer: Offer) -> str:
+    """What one GPU costs, as of when, and who says so."""
+    if offer.price is None:
+        return ""
+    told = f"{offer.price.date}, {offer.price.source}"
+    return f'{number(offer.price.eur_month)} EUR<div class="rd-soft rd-plain rd-small">{escape(told)}</div>'
 
 
 def _takes(offer: Offer) -> str:

@@ -12,13 +12,14 @@ import numpy as np
 
 from collectors.views import ServiceView, Snapshot
 from deploy.validation.criteria import Criterion, Load, Measured, Times, Watched
-from deploy.validation.report import WORDS, summary
+from deploy.validation.report import WORDS, commands, summary, with_code
+from deploy.validation.subject import Targets
 from deploy.validation.types import WORST_FIRST, Item, Outcome, Report, Result
 from latency.experiments.experiments import Experiment
 from rag.trace_rows import QueryRow
 from ui import cards, figures
 from ui.format import escape, plural, seconds, shortened, time_html, unknown_html
-from ui.gauges import below, link, sentence
+from ui.gauges import link, sentence
 
 SEVERITIES: Mapping[Outcome, str] = {"passed": "ok", "warning": "warn", "failed": "critical", "not_applicable": "unknown"}
 MET: Mapping[Outcome, str] = {"passed": "met", "warning": "in part", "failed": "not met", "not_applicable": "not measured"}
@@ -61,6 +62,11 @@ def _times(rows: Sequence[QueryRow]) -> Times | None:
 # 2) the criteria
 
 
+def _words_of(text: str) -> str:
+    """Escaped, with what stands between backticks as code."""
+    return with_code(text).replace("<code>", '<code class="rd-mono">')
+
+
 def headline(found: Sequence[Criterion]) -> str:
     """`3 of 5 criteria are met; 1 was not measured`."""
     met = sum(each.outcome == "passed" for each in found)
@@ -69,10 +75,32 @@ def headline(found: Sequence[Criterion]) -> str:
     return f"{text}; {open_} not measured" if open_ else text
 
 
+def limits(targets: Targets, origins: Mapping[str, str]) -> str:
+    """What is called acceptable here, by which setting, and where that setting comes from."""
+    shown = (
+        ("an answer within", f"{targets.total_seconds:g} s", "readiness.answer_seconds"),
+        ("its first token within", f"{targets.first_token_seconds:g} s", "readiness.first_token_seconds"),
+        ("users at once", str(targets.users), "readiness.users"),
+        ("evidence counts for", _days(targets.evidence_days), "readiness.evidence_days"),
+        ("stored queries of the last", _days(targets.query_days), "readiness.query_days"),
+    )
+    pairs = "".join(
+        f'<span class="rd-pair"><span class="rd-soft">{escape(name)}</span> {escape(value)} '
+        f'<span class="rd-soft rd-small"><code class="rd-mono">{key}</code>, {escape(origins.get(key, "default"))}</span></span>'
+        for name, value, key in shown
+    )
+    where = "Acceptable here; to change it, write the key into section [readiness] of dashboard.toml:"
+    return f'<div class="rd rd-stack"><div class="rd-soft">{where}</div><div class="rd-pairs">{pairs}</div></div>'
+
+
+def _days(value: float) -> str:
+    return plural(int(value), "day") if value == int(value) else f"{value:g} days"
+
+
 def criterion(found: Criterion, now: datetime, zone: tzinfo) -> str:
     """A criterion's card: its state, evidence with age, what to do next, and what it rests on."""
-    evidence = "".join(f'<div class="rd-soft rd-plain" dir="auto">{escape(sentence(line))}</div>' for line in found.evidence)
-    step = f'<div class="rd-plain" dir="auto">Next: {escape(sentence(found.next_step))}</div>' if found.next_step else ""
+    evidence = "".join(f'<div class="rd-soft rd-plain" dir="auto">{_words_of(sentence(line))}</div>' for line in found.evidence)
+    step = f'<div class="rd-plain" dir="auto">Next: {_words_of(sentence(found.next_step))}</div>' if found.next_step else ""
     rests = [link(check_url(code), code) for code in found.checks]
     if found.load_id is not None:
         rests.append(link(f"/experiments?id={quote(found.load_id, safe='')}", "load test"))
@@ -130,13 +158,20 @@ def _row(result: Result, now: datetime, zone: tzinfo) -> str:
     url = check_url(result.code)
     cells = (
         ("flex:0 0 2.6rem", "rd-nowrap", link(url, result.code)),
-        ("flex:1 1 0;min-width:0", "", f"{link(url, result.title)}{below(shortened(result.evidence, EVIDENCE_CHARS))}"),
+        ("flex:1 1 0;min-width:0", "", f"{link(url, result.title)}{_evidence(result)}"),
         ("flex:0 0 7.6rem", "rd-nowrap", _mark(result.outcome, WORDS[result.outcome].lower())),
         ("flex:0 0 5rem;text-align:right", "rd-wide rd-soft rd-nowrap", escape(seconds(result.seconds))),
         ("flex:0 0 6rem;text-align:right", "rd-wide", _age(result.at_unix, now, zone)),
     )
     shown = "".join(f'<div style="{style}" class="{name}">{html}</div>' for style, name, html in cells)
     return f'<div class="rd-row">{shown}</div>'
+
+
+def _evidence(result: Result) -> str:
+    """The evidence in short; code that the cut opened is closed again."""
+    text = shortened(result.evidence, EVIDENCE_CHARS)
+    whole = _words_of(text + "`" * (text.count("`") % 2))
+    return f'<div class="rd-soft rd-plain rd-small" dir="auto">{whole}</div>' if text else ""
 
 
 def check_url(code: str) -> str:
@@ -149,26 +184,34 @@ def check_url(code: str) -> str:
 def check(result: Result, now: datetime, zone: tzinfo) -> str:
     """All of one check: what it proves, each thing looked at with cause and cure, its table and numbers."""
     worst_first = sorted(result.items, key=lambda item: WORST_FIRST.index(item.outcome))
-    items = "".join(_item(item) for item in worst_first) or cards.empty("Not applicable here.", sentence(result.reason))
+    items = "".join(_item(item) for item in worst_first) or cards.note(
+        "unknown", "<strong>Not applicable here.</strong>", _words_of(sentence(result.reason))
+    )
     return (
         f'<div class="rd rd-stack"><div class="rd-head"><span class="rd-state">'
         f"{_mark(result.outcome, WORDS[result.outcome].lower())}</span>"
         f'<span class="rd-soft">{escape(seconds(result.seconds))}</span>{_age(result.at_unix, now, zone)}</div>'
-        f'<div class="rd-soft">Proves: {escape(result.proves)}</div>{items}{_table(result.table)}'
+        f'<div class="rd-soft">Proves: {_words_of(result.proves)}</div>{items}{_table(result.table)}'
         f"{_measures(result.measures)}</div>"
     )
 
 
+def to_copy(result: Result) -> tuple[str, ...]:
+    """The commands that its causes and cures name."""
+    wrong = [item for item in result.items if item.cause]
+    return commands(result.reason, *(text for item in wrong for text in (item.cause, item.cure)))
+
+
 def _item(item: Item) -> str:
     name = f"<strong>{escape(item.subject)}</strong>: " if item.subject else ""
-    line = f"{_mark(item.outcome, WORDS[item.outcome].lower())} {name}{escape(sentence(item.evidence))}"
+    line = f"{_mark(item.outcome, WORDS[item.outcome].lower())} {name}{_words_of(sentence(item.evidence))}"
     if not item.cause:
         return f'<div class="rd-plain" dir="auto">{line}</div>'
     return cards.note(
         SEVERITIES[item.outcome],
         line,
-        f"<strong>Cause:</strong> {escape(sentence(item.cause))}",
-        f"<strong>Cure:</strong> {escape(sentence(item.cure))}" if item.cure else "",
+        f"<strong>Cause:</strong> {_words_of(sentence(item.cause))}",
+        f"<strong>Cure:</strong> {_words_of(sentence(item.cure))}" if item.cure else "",
     )
 
 
@@ -176,7 +219,7 @@ def _table(table: Sequence[Sequence[str]]) -> str:
     if not table:
         return ""
     head, *rows = table
-    return figures.table(tuple(head), [[escape(cell) for cell in row] for row in rows])
+    return figures.table(tuple(head), [[_words_of(cell) for cell in row] for row in rows])
 
 
 def _measures(measures: Mapping[str, float]) -> str:

@@ -4,8 +4,10 @@
     tensors     its parameters, tensor by tensor
     precisions  bytes of a tensor in a number format
     catalogue   known models, GPUs and presets; model folders
+    brought     models that a plan brings along, from an uploaded config.json
     memory      what one service needs of each of its GPUs
     request     what is asked: GPUs, buffer, services
+    servable    what a server cannot do with a model whatever the memory
     placement   services on GPUs
     cures       the smallest change that makes a service fit
     limits      most sequences, longest context, upper bounds of speed

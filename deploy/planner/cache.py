@@ -6,6 +6,7 @@ heads), or the compressed vector and its rope part, once, with latent attention.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Final
 
 from deploy.planner.figures import NOTHING, Figure, ceil_div
@@ -16,6 +17,7 @@ BLOCK_TOKENS: Final = 16
 BYTES: Final = {"auto": 2, "fp8": 1}
 _GROUPED = "Ainslie et al. 2023, GQA: 2 × layers × key-value heads × head width; blocks of 16 tokens as in vLLM"
 _LATENT = "DeepSeek-V2 report, multi-head latent attention: compressed vector and rope part, not a head; blocks of 16 as in vLLM"
+_PADDED = "; vLLM fills groups of layers up to one size (kv_cache_utils), so the windows count as {padded} layers"
 _WINDOWS = "; a window keeps min(window - 1 + batched tokens, context), a block more, as vLLM's SlidingWindowSpec"
 _SPEECH = "Whisper: keys and values of the decoder's own tokens and of the encoder's frames"
 
@@ -34,13 +36,25 @@ def token_bytes(shape: Shape, cache: str = "auto", split: int = 1) -> int:
     return shape.layers * entry_bytes(shape, cache, split) if shape.has_cache else 0
 
 
+def held_layers(shape: Shape) -> dict[int | None, int]:
+    """Layers by window (None sees all) as vLLM keeps them: in groups of equal size, the last one of a kind filled up. The size is
+    the rarer kind's count, or the larger count where they are less than half apart."""
+    counts = Counter(shape.windows)
+    least, most = min(counts.values()), max(counts.values())
+    size = most if 2 * most < 3 * least else least
+    return {window: ceil_div(count, size) * size for window, count in counts.items()}
+
+
 def sequence_bytes(shape: Shape, context: int, batched: int, cache: str = "auto", split: int = 1) -> int:
     """Bytes of one sequence of `context` tokens when a step takes up to `batched` tokens."""
     if not shape.has_cache:
         return 0
     entry = entry_bytes(shape, cache, split)
     full = ceil_div(context, BLOCK_TOKENS) * BLOCK_TOKENS
-    total = sum(full if window is None else min(full, _windowed(window, context, batched)) for window in shape.windows) * entry
+    total = entry * sum(
+        layers * (full if window is None else min(full, _windowed(window, context, batched)))
+        for window, layers in held_layers(shape).items()
+    )
     if shape.kind == "speech":
         total += shape.layers * ceil_div(shape.frames, BLOCK_TOKENS) * BLOCK_TOKENS * entry
     return total
@@ -59,7 +73,9 @@ def key_values(shape: Shape, context: int, sequences: int, batched: int, cache: 
     windowed = sum(window is not None for window in shape.windows)
     entry = entry_bytes(shape, cache, split)
     layers = f"{shape.layers - windowed} layers" + (f" + {windowed} with a window" if windowed else "")
+    padded = sum(count for window, count in held_layers(shape).items() if window is not None)
+    filled = _PADDED.format(padded=padded) if padded > windowed else ""
     frames = f" + {shape.frames} frames" if shape.kind == "speech" else ""
     formula = f"{sequences} sequences × {context:,} tokens{frames} × {entry:,} bytes × {layers}"
     source = _SPEECH if shape.kind == "speech" else _LATENT if shape.latent else _GROUPED
-    return Figure(each * sequences, formula, source + (_WINDOWS if windowed else ""))
+    return Figure(each * sequences, formula, source + (_WINDOWS if windowed else "") + filled)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from rag.errors import RagError
 
 HERE = Path(__file__).parent
 LARGEST_FILE_BYTES = 64 * MIB
+MOST_FOLDERS = 200
+KINDS = ("llm", "embedder", "reranker", "speech")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,14 +124,40 @@ def model(name: str, folders: bool = True) -> Model:
 
 def in_folder(folder: Path) -> Model:
     """The model whose files are in a folder. Raises RagError where its config cannot be read or used."""
-    config = _json(folder / "config.json")
-    shape = from_config(config)
-    form = shape.quantised.method if shape.quantised else _dtype(config)
-    note = ""
+    found = described(str(folder), _json(folder / "config.json"), f"{folder.name}/config.json")
     stored = _stored(folder)
-    if shape.sees and stored is None:
+    if found.shape.sees and stored is None:
         note = "The vision tower is not counted: its size is not in the config, and the folder has no weight files."
-    return Model(str(folder), _kind(shape), shape, form, f"{folder.name}/config.json", None, note, stored)
+        return replace(found, note=note)
+    return replace(found, stored=stored)
+
+
+def described(name: str, config: Mapping[str, Any], source: str) -> Model:
+    """The model that a config describes. Raises RagError (`bad_input`) for a config that cannot be used."""
+    shape = from_config(config)
+    return Model(name, _kind(shape), shape, shape.quantised.method if shape.quantised else _dtype(config), source)
+
+
+def folders_in(roots: Sequence[Path]) -> tuple[Path, ...]:
+    """Folders with a config.json one or two steps below these, in order; at most `MOST_FOLDERS`, of those that can be read."""
+    found = (folder for root in roots for pattern in ("*/config.json", "*/*/config.json") for folder in _matching(root, pattern))
+    return tuple(sorted(set(islice(found, MOST_FOLDERS))))
+
+
+def _matching(root: Path, pattern: str) -> Iterator[Path]:
+    try:
+        yield from (each.parent.resolve() for each in root.expanduser().glob(pattern) if each.is_file())
+    except OSError:
+        return  # a root that is not there, or may not be read
+
+
+def in_roots(name: str, roots: Sequence[Path]) -> Model | None:
+    """The model of a folder inside one of these roots; None for any other name, so that nobody asks what lies elsewhere."""
+    if not roots or not name.startswith("/"):
+        return None
+    folder = Path(name).resolve()
+    inside = any(folder.is_relative_to(root.expanduser().resolve()) for root in roots)
+    return in_folder(folder) if inside else None
 
 
 def _kind(shape: Shape) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from deploy.planner.placement import Placed, Plan, needs_other_weights
+from deploy.planner.placement import Placed, Plan, converts_while_loading, needs_other_weights
 
 VLLM_PORT = 8001
 
@@ -26,13 +26,13 @@ def vllm_arguments(placed: Placed) -> list[str]:
     """What follows `vllm serve`."""
     service = placed.service
     found = [served(placed), "--gpu-memory-utilization", f"{placed.share or 0.0:.2f}"]
-    if placed.model.shape.kind == "decoder":
+    if placed.model.shape.kind != "speech":
         found += ["--max-model-len", str(service.context)]
-    found += ["--max-num-seqs", str(service.sequences), "--max-num-batched-tokens", str(max(service.batched, service.sequences))]
+    found += ["--max-num-seqs", str(service.sequences), "--max-num-batched-tokens", str(placed.load.batched)]
     found += ["--tensor-parallel-size", str(service.split), "--kv-cache-dtype", service.cache]
     if placed.precision in ("fp16", "fp32"):
         found += ["--dtype", {"fp16": "half", "fp32": "float"}[placed.precision]]
-    elif placed.precision == "fp8" and placed.model.shape.quantised is None:
+    elif converts_while_loading(service, placed.model, placed.precision):
         found += ["--quantization", "fp8"]
     if placed.model.kind in ("embedder", "reranker"):
         found += ["--runner", "pooling"]

@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from deploy.planner.catalogue import Gpu, Model, gpus
 from deploy.planner.catalogue import model as find_model
 from deploy.planner.limits import bounds, decode
 from deploy.planner.placement import Placed, plan
 from deploy.planner.request import Request, Service
-from latency.hardware.prices import PRESETS
+from latency.hardware.prices import PRESETS, REPORT
 from rag.errors import RagError
 
 SPLITS = (1, 2, 4, 8)
@@ -44,6 +45,14 @@ class Demand:
                 raise RagError(f"{name} is {value:g}", kind="bad_input", next_step=f"It is {low:g} to {high:g}.")
 
 
+class GpuPrice(NamedTuple):
+    """Euros a month for one GPU, as of `date` (year and month), and who says so."""
+
+    eur_month: float
+    date: str
+    source: str
+
+
 @dataclass(frozen=True, slots=True)
 class Offer:
     """One type of GPU for the demand. `split` GPUs a copy and `copies` of it; `why_not` says why it cannot be taken.
@@ -58,21 +67,30 @@ class Offer:
     stream: float | None = None
     requests_per_second: float | None = None
     eur_month: float | None = None
-    price_source: str = ""
+    price: GpuPrice | None = None
     why_not: str = ""
 
 
-def example_prices() -> dict[str, float]:
-    """Euros a month for one GPU of a type, where the field report has one."""
-    reported = {each.name: float(each.eur_month) for each in PRESETS}
-    return {each.name: reported[each.price] for each in gpus().values() if each.price in reported}
+def example_prices() -> dict[str, GpuPrice]:
+    """Of one GPU of a type, where the field report has a price."""
+    reported = {each.name: each for each in PRESETS}
+    found = {each.name: reported[each.price] for each in gpus().values() if each.price in reported}
+    return {name: GpuPrice(float(each.eur_month), each.date, f"{each.name}, {REPORT}") for name, each in found.items()}
 
 
-def offers(service: Service, demand: Demand, prices: Mapping[str, float], buffer_gb: float = 1.0) -> tuple[Offer, ...]:
+def known_prices(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, GpuPrice]:
+    """The settings' prices (`capacity.gpu_prices`, checked there) over the report's, without names that are no GPU of ours."""
+    own = {name: GpuPrice(float(each["eur_month"]), each["date"], each["source"]) for name, each in settings.items()}
+    return {name: price for name, price in {**example_prices(), **own}.items() if name in gpus()}
+
+
+def offers(
+    service: Service, demand: Demand, prices: Mapping[str, GpuPrice], buffer_gb: float = 1.0, model: Model | None = None
+) -> tuple[Offer, ...]:
     """Every known GPU for a language model's load: those that carry it first, the cheapest first, those without a price after.
 
-    Raises RagError for a model that is no language model, or not known."""
-    model = find_model(service.model)
+    `model` where it is looked up already. Raises RagError for a model that is no language model, or not known."""
+    model = model or find_model(service.model)
     if model.shape.kind != "decoder" or service.engine != "vllm":
         raise RagError(
             f"{service.model[:80]} is no language model that vLLM serves", kind="bad_input", next_step="Choose another service."
@@ -87,7 +105,7 @@ def _order(offer: Offer) -> tuple[bool, bool, float, float]:
     return bool(offer.why_not), offer.eur_month is None, offer.eur_month or 0.0, offer.copies * offer.split * offer.gpu.nominal_gb
 
 
-def _offer(service: Service, model: Model, gpu: Gpu, demand: Demand, price: float | None, buffer_gb: float) -> Offer:
+def _offer(service: Service, model: Model, gpu: Gpu, demand: Demand, price: GpuPrice | None, buffer_gb: float) -> Offer:
     """The fewest GPUs of a type: of the splits that hold the model, the one with which the load takes fewest."""
     best: Offer | None = None
     reasons: list[str] = []
@@ -109,7 +127,7 @@ def _offer(service: Service, model: Model, gpu: Gpu, demand: Demand, price: floa
     return best or Offer(gpu, why_not=reasons[-1] if reasons else "Nothing fits.")
 
 
-def _carried(placed: Placed, gpu: Gpu, demand: Demand, price: float | None) -> Offer:
+def _carried(placed: Placed, gpu: Gpu, demand: Demand, price: GpuPrice | None) -> Offer:
     """The most sequences whose streams are fast enough, what a copy then carries, and how many copies the load takes."""
     context, split = placed.service.context, placed.service.split
     prefill = bounds(placed, gpu).prefill
@@ -123,8 +141,8 @@ def _carried(placed: Placed, gpu: Gpu, demand: Demand, price: float | None) -> O
     seconds = demand.prompt_tokens / (prefill * demand.reached) + demand.answer_tokens / (stream * sequences)
     carried = 1 / seconds
     copies = max(1, math.ceil(demand.requests_per_second / carried))
-    cost = None if price is None else price * copies * split
-    return Offer(gpu, split, copies, sequences, stream, carried, cost)
+    cost = None if price is None else price.eur_month * copies * split
+    return Offer(gpu, split, copies, sequences, stream, carried, cost, price)
 
 
 def _stream(placed: Placed, gpu: Gpu, demand: Demand, sequences: int, context: int) -> float | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from deploy.planner.cache import BLOCK_TOKENS, sequence_bytes
 from deploy.planner.catalogue import Gpu
 from deploy.planner.placement import Placed
-from deploy.planner.precisions import precision, tensor_bytes
+from deploy.planner.precisions import form_of, tensor_bytes
 from deploy.planner.tensors import active_parameters, expert_ratio, tensors
 
 LONGEST = 10_000_000
@@ -53,7 +53,7 @@ def longest_context(placed: Placed, sequences: int | None = None) -> int | None:
     many = sequences or service.sequences
 
     def fits(blocks: int) -> bool:
-        each = sequence_bytes(shape, blocks * BLOCK_TOKENS, service.batched, service.cache, service.split)
+        each = sequence_bytes(shape, blocks * BLOCK_TOKENS, placed.load.batched, service.cache, service.split)
         return each * many <= placed.cache_room_bytes
 
     return min(largest(0, LONGEST // BLOCK_TOKENS, fits) * BLOCK_TOKENS, shape.max_context)
@@ -62,7 +62,7 @@ def longest_context(placed: Placed, sequences: int | None = None) -> int | None:
 def concurrency(placed: Placed, context: int) -> int | None:
     """Sequences of so many tokens that the cache holds at once; None for models without a cache."""
     service = placed.service
-    each = sequence_bytes(placed.model.shape, context, service.batched, service.cache, service.split)
+    each = sequence_bytes(placed.model.shape, context, placed.load.batched, service.cache, service.split)
     return placed.cache_room_bytes // each if each else None
 
 
@@ -88,7 +88,7 @@ def read_bytes(placed: Placed, tokens: int) -> float:
     """Bytes of weights that a step over so many tokens reads, of the whole model: of experts as many as are expected with uniform
     choice, of an embedding that is not the head too, and of the vision tower, nothing."""
     shape = placed.model.shape
-    form = precision(placed.precision)
+    form = form_of(shape, placed.precision)
     is_head = shape.tied and not shape.headless
     skipped = {"vision"} if is_head else {"vision", "embedding"}
     chosen = expert_ratio(shape, tokens)

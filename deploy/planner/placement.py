@@ -10,14 +10,16 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from deploy.planner import servable
 from deploy.planner.cache import sequence_bytes
 from deploy.planner.catalogue import Gpu, Model
 from deploy.planner.catalogue import model as find_model
 from deploy.planner.figures import gib
-from deploy.planner.memory import CONTEXT_BYTES, Load, Need, PartName, need
-from deploy.planner.request import Request, Service
-from rag.errors import RagError
+from deploy.planner.memory import CONTEXT_BYTES, Load, Need, PartName, need, weights_of
+from deploy.planner.request import Request, Service, consistent
 
+POOLED = ("embedder", "reranker")
+OTHER_WEIGHTS = ("awq", "gptq", "int4", "int8", "mxfp4", "q4_k_m")  # each a checkpoint of its own
 STEP = 100  # shares are multiples of 1 / STEP
 
 
@@ -47,7 +49,7 @@ class Placed:
 
     @property
     def load(self) -> Load:
-        return load_of(self.service)
+        return load_of(self.service, self.model)
 
     def parts(self) -> Iterator[tuple[PartName, int]]:
         """What its memory on a GPU holds, without its context; vLLM's cache is all its share leaves."""
@@ -60,9 +62,7 @@ class Placed:
     @property
     def max_sequences(self) -> int | None:
         """Sequences of the whole context that the cache holds at once; None for models without one."""
-        each = sequence_bytes(
-            self.model.shape, self.service.context, self.service.batched, self.service.cache, self.service.split
-        )
+        each = sequence_bytes(self.model.shape, self.service.context, self.load.batched, self.service.cache, self.service.split)
         return self.cache_room_bytes // each if each else None
 
 
@@ -111,8 +111,13 @@ class _Room:
         return self.total - self.given - kept
 
 
-def load_of(service: Service) -> Load:
-    return Load(service.context, service.sequences, service.batched)
+def load_of(service: Service, model: Model) -> Load:
+    """What a service holds at once. A step of vLLM takes no fewer tokens than sequences; and where it cannot cut a text into
+    chunks, as with encoders and other pooled models, no fewer than a whole text: it refuses to start otherwise."""
+    batched = service.batched
+    if service.engine == "vllm":
+        batched = max(batched, service.sequences, service.context if model.kind in POOLED else 1)
+    return Load(service.context, service.sequences, batched)
 
 
 def nominal(gpu: Gpu, gb: float) -> int:
@@ -122,9 +127,12 @@ def nominal(gpu: Gpu, gb: float) -> int:
 
 def plan(request: Request, models: Mapping[str, Model] | None = None) -> Plan:
     """Places every service, pinned ones first, then those over several GPUs, then the largest. Raises RagError (`bad_input`,
-    `not_found`) for a model or precision that is not known. `models` are those already looked up, by name."""
-    known = {each.model: (models or {}).get(each.model) or find_model(each.model) for each in request.services}
-    asked = [_asked(each, known[each.model], request.gpu) for each in request.services]
+    `not_found`) for a model or precision that is not known. `models` are those already looked up, by name;
+    those that the request brings are known without."""
+    consistent(request)
+    given = {each.name: each.model() for each in request.models} | dict(models or {})
+    known = {each.model: given.get(each.model) or find_model(each.model) for each in request.services}
+    asked = [_asked(each, known[each.model], request) for each in _in_one_width(request.services, known)]
     room = nominal(request.gpu, request.buffer_gb)
     rooms = [_Room(request.gpu.usable_bytes, room, holds_contexts=request.buffer_holds_contexts) for _ in range(request.count)]
     order = sorted(range(len(asked)), key=lambda number: _order(asked[number]))
@@ -135,53 +143,64 @@ def plan(request: Request, models: Mapping[str, Model] | None = None) -> Plan:
     return Plan(request, tuple(done), uses, (*request.notes, *_notes(request, done)))
 
 
+def _in_one_width(services: Sequence[Service], known: Mapping[str, Model]) -> Iterator[Service]:
+    """The services; one process of our GPU server loads all its models in 32 bits where one of them needs that."""
+    wide = {
+        each.runs_in
+        for each in services
+        if each.engine == "gpu_server" and (each.precision or known[each.model].precision) == "fp32"
+    }
+    for each in services:
+        yield replace(each, precision="fp32") if each.engine == "gpu_server" and each.runs_in in wide else each
+
+
 def _order(placed: Placed) -> tuple[bool, bool, int, int]:
     service = placed.service
     return service.fill, not service.gpus, -service.split, -placed.need.inside_bytes
 
 
-def _asked(service: Service, model: Model, gpu: Gpu) -> Placed:
+def _asked(service: Service, model: Model, request: Request) -> Placed:
+    gpu, engine = request.gpu, service.engine
     precision = service.precision or model.precision
     if precision == "bf16" and not gpu.bf16:
         precision = "fp16"
-    engine = service.engine
-    if engine == "vllm" and service.split > 1:
-        _check_split(service, model)
-    found = need(
-        model, precision, load_of(service), cache_format=service.cache, split=service.split, engine=engine, eager=service.eager
-    )
-    notes = [model.note] if model.note else []
+    if engine == "gpu_server":
+        servable.check_own(service, precision)
+    elif engine == "vllm" and service.split > 1:
+        servable.check_split(service, model.shape, precision)
+    load = load_of(service, model)
+    found = need(model, precision, load, cache_format=service.cache, split=service.split, engine=engine, eager=service.eager)
+    return Placed(service, model, precision, found, notes=tuple(_service_notes(service, model, precision, gpu)))
+
+
+def _service_notes(service: Service, model: Model, precision: str, gpu: Gpu) -> Iterator[str]:
+    """What is to be known of a service whatever its place."""
+    if model.note:
+        yield model.note
     if needs_other_weights(service, model, precision):
-        notes.append(f"{service.model} is published as {model.precision}: name its {precision.upper()} weights.")
-    if model.shape.has_cache and service.context > model.shape.max_context:
-        notes.append(f"{service.context:,} tokens are more than the {model.shape.max_context:,} that the model was made for.")
+        yield f"{service.model} is published as {model.precision}: name its {precision.upper()} weights."
+    if converts_while_loading(service, model, precision):
+        whole = weights_of(model, model.precision, service.split).value_bytes
+        if whole > gpu.usable_bytes - CONTEXT_BYTES:
+            yield (
+                f"vLLM makes FP8 weights while it loads, and versions that convert at the end hold {gib(whole)} of "
+                f"{model.precision} first, which this GPU has not: name FP8 weights."
+            )
+    if service.context > model.shape.max_context and (model.shape.has_cache or service.engine == "vllm"):
+        refused = ": vLLM refuses that" if service.engine == "vllm" else ""
+        yield f"{service.context:,} tokens are more than the {model.shape.max_context:,} that the model was made for{refused}."
     if service.cache == "fp8" and gpu.name in ("T4", "V100 16GB"):
-        notes.append("This GPU has no FP8 arithmetic: check that the engine can keep its cache in fp8 there.")
-    return Placed(service, model, precision, found, notes=tuple(notes))
+        yield "This GPU has no FP8 arithmetic: check that the engine can keep its cache in fp8 there."
+
+
+def converts_while_loading(service: Service, model: Model, precision: str) -> bool:
+    """Whether vLLM is told to make FP8 weights of 16-bit ones (`--quantization fp8`)."""
+    return precision == "fp8" and model.shape.quantised is None and not service.weights
 
 
 def needs_other_weights(service: Service, model: Model, precision: str) -> bool:
     """Whether this precision has to be a checkpoint of its own, and none is named; vLLM makes fp8 while it loads."""
-    return not service.weights and precision != model.precision and precision in ("awq", "gptq", "int8", "mxfp4", "q4_k_m")
-
-
-def _check_split(service: Service, model: Model) -> None:
-    """Raises RagError where the heads cannot be divided among the GPUs."""
-    shape, split = model.shape, service.split
-    together = shape.kv_heads % split == 0 or split % shape.kv_heads == 0
-    if shape.heads % split or (shape.latent is None and not together):
-        heads = f"{shape.heads} heads and {shape.kv_heads} key-value heads"
-        raise RagError(
-            f"service {service.name}: {heads} cannot be divided among {split} GPUs",
-            kind="bad_input",
-            next_step=f"Take {_splits(model)} GPUs.",
-        )
-
-
-def _splits(model: Model) -> str:
-    shape = model.shape
-    good = [n for n in range(1, 17) if shape.heads % n == 0 and (shape.kv_heads % n == 0 or n % shape.kv_heads == 0)]
-    return ", ".join(map(str, good))
+    return not service.weights and precision != model.precision and precision in OTHER_WEIGHTS
 
 
 # what a service gets
@@ -192,7 +211,11 @@ def _place(placed: Placed, gpu: Gpu, rooms: Sequence[_Room]) -> Placed:
     process = service.runs_in
     if service.split > len(rooms):
         return replace(placed, problem=f"It takes {service.split} GPUs and there are {len(rooms)}.")
-    chosen = service.gpus or _choose(placed, gpu, rooms)
+    home = tuple(index for index, room in enumerate(rooms) if process in room.processes)
+    is_own = service.engine == "gpu_server"
+    if is_own and home and service.gpus and set(service.gpus) != set(home):
+        return replace(placed, problem=f"Its process {process} is on GPU {_list(home)}, and it names GPU {_list(service.gpus)}.")
+    chosen = service.gpus or (home if is_own and home else _choose(placed, gpu, rooms))
     left = min(rooms[index].left(process) for index in chosen)
     share, reserved, note = _wanted(placed, gpu, left)
     notes = (*placed.notes, note) if note else placed.notes
@@ -238,7 +261,7 @@ def _wanted(placed: Placed, gpu: Gpu, left: int) -> tuple[float | None, int, str
     service, total = placed.service, gpu.usable_bytes
     if service.engine != "vllm":
         if service.reserve_gb is not None:
-            return None, nominal(gpu, service.reserve_gb) - CONTEXT_BYTES, ""
+            return None, max(0, nominal(gpu, service.reserve_gb) - CONTEXT_BYTES), ""
         return None, placed.need.inside_bytes, ""
     if service.reserve_gb is not None:
         share = _down(service.reserve_gb / gpu.nominal_gb)
@@ -295,6 +318,11 @@ def _notes(request: Request, services: Sequence[Placed]) -> Iterator[str]:
             f"GPU {index}: the stated shares add up to {sum(stated):.2f} and leave {left:.3g} GB, {enough} the buffer of "
             f"{request.buffer_gb:g} GB. With the figure in GB for {names} the shares leave {planned:.3g} GB: that one is meant."
         )
+    for index in range(request.count):
+        several = [each.service.name for each in services if index in each.gpus and each.service.engine == "vllm"]
+        if len(several) > 1:
+            order = ", then ".join(several)
+            yield f"GPU {index}: start {order}, each when the one before is ready: vLLM measures free memory while it starts."
     if request.buffer_holds_contexts:
         most = max((len({each.service.runs_in for each in services if i in each.gpus}) for i in range(request.count)), default=0)
         yield f"The buffer also holds the CUDA contexts: {gib(most * CONTEXT_BYTES)} for {most} processes on a GPU."

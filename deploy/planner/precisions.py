@@ -2,7 +2,7 @@
 
     fp32, bf16, fp16   4 or 2 bytes a parameter
     fp8, int8          linear layers 1 byte, and a 4-byte scale for each output; the rest as 16-bit floats
-    awq, gptq          linear layers 4 bits and, for each group of inputs and output, a 16-bit scale and a 4-bit zero point;
+    awq, gptq, int4    linear layers 4 bits and, for each group of inputs and output, a 16-bit scale and a 4-bit zero point;
                        gptq also a 4-byte index for each input
     mxfp4              experts 4 bits and an 8-bit scale for 32 of them; the rest as 16-bit floats
     q4_k_m             4.89 bits a parameter of the whole model (GGUF; a mixture of 4- and 6-bit blocks)
@@ -13,7 +13,7 @@ Embedding, head, routers, norms, biases and vision towers stay 16-bit floats in 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from deploy.planner.figures import Figure, ceil_div
@@ -49,11 +49,13 @@ PRECISIONS = {
         Precision("int8", 8, _LINEAR, 4, 0, 0, 2, "vLLM documentation, INT8 W8A8: linear layers but the head, a scale a channel"),
         Precision("awq", 4, _LINEAR, 2.5, 128, 0, 2, "AutoAWQ's tensors qweight, scales and qzeros, groups of 128"),
         Precision("gptq", 4, _LINEAR, 2.5, 128, 4, 2, "GPTQ's tensors qweight, scales, qzeros and g_idx, groups of 128"),
+        Precision("int4", 4, _LINEAR, 2.5, 128, 0, 2, "compressed-tensors W4A16: weights, scales, zero points, groups of 128"),
         Precision("mxfp4", 4, frozenset({"experts"}), 1, 32, 0, 2, "OCP Microscaling Formats 1.0, blocks of 32; gpt-oss card"),
         Precision("q4_k_m", 4.89, frozenset(), 0, 0, 0, 4.89 / 8, "llama.cpp, tools/quantize: 4.89 bits a weight, Llama 3.1 8B"),
     )
 }  # fmt: skip
 SIXTEEN_BIT = frozenset({"bf16", "fp16"})
+GROUPED = frozenset({"awq", "gptq", "int4"})
 
 
 def precision(name: str) -> Precision:
@@ -62,6 +64,15 @@ def precision(name: str) -> Precision:
         known = ", ".join(PRECISIONS)
         raise RagError(f"the precision {name[:40]!r} is not known", kind="bad_input", next_step=f"Known are {known}.")
     return PRECISIONS[name]
+
+
+def form_of(shape: Shape, name: str) -> Precision:
+    """The format as these weights have it: bits and group of the model's own config where it is published in that format. Raises
+    RagError where there is no such format."""
+    form, own = precision(name), shape.quantised
+    if own is None or own.method != name or name not in GROUPED:
+        return form
+    return replace(form, bits=own.bits, group=own.group, scale_bytes=2 + own.bits / 8)
 
 
 def tensor_bytes(tensor: Tensor, form: Precision, split: int, kv_heads: int) -> float:
@@ -77,7 +88,7 @@ def tensor_bytes(tensor: Tensor, form: Precision, split: int, kv_heads: int) -> 
 @lru_cache(maxsize=512)
 def weights(shape: Shape, name: str, split: int = 1) -> Figure:
     """Bytes of the weights on one of `split` GPUs. Raises RagError for a precision that is not known."""
-    form = precision(name)
+    form = form_of(shape, name)
     total = math.ceil(sum(tensor_bytes(each, form, split, shape.kv_heads) for each in tensors(shape)))
     count = parameters(shape)
     among = f", on each of {split} GPUs" if split > 1 else ""

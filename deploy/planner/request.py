@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, get_args
 
 import tomli_w
 
+from deploy.planner.brought import Brought, brought
 from deploy.planner.cache import BYTES
 from deploy.planner.catalogue import Gpu, gpu, gpu_from
 from deploy.planner.memory import TOKEN_BUDGET
@@ -63,8 +64,8 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """GPUs of one machine, the buffer kept on each (nominal GB), and services. With `buffer_holds_contexts` CUDA contexts may
-    come out of the buffer, as in plans that know only shares."""
+    """GPUs of one machine, the buffer kept on each (nominal GB), services, and models that are in no table. With
+    `buffer_holds_contexts` CUDA contexts may come out of the buffer, as in plans that know only shares."""
 
     name: str
     gpu: Gpu
@@ -73,6 +74,7 @@ class Request:
     buffer_holds_contexts: bool = False
     services: tuple[Service, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    models: tuple[Brought, ...] = ()
 
 
 def default_batched(engine: object) -> int:
@@ -108,7 +110,7 @@ def from_json(text: str) -> Request:
 
 def from_dict(data: Mapping[str, Any]) -> Request:
     """A request from plain data; unknown fields are refused. Raises RagError (`bad_input`)."""
-    _known(data, {"name", "gpu", "count", "buffer_gb", "buffer_holds_contexts", "services", "notes"}, "plan")
+    _known(data, {"name", "gpu", "count", "buffer_gb", "buffer_holds_contexts", "services", "notes", "models"}, "plan")
     services = data.get("services", [])
     if not isinstance(services, list) or not 1 <= len(services) <= MOST_SERVICES:
         raise bad(f"services is not a list of 1 to {MOST_SERVICES}", "Add a [[services]] with name and model.")
@@ -120,8 +122,9 @@ def from_dict(data: Mapping[str, Any]) -> Request:
         _truth(data, "buffer_holds_contexts", "plan"),
         tuple(_service(each) for each in services),
         tuple(str(each)[:1000] for each in data.get("notes", ()) if isinstance(each, str)),
+        _models(data.get("models", [])),
     )
-    _consistent(request)
+    consistent(request)
     return request
 
 
@@ -173,7 +176,21 @@ def _service(data: object) -> Service:
     )
 
 
-def _consistent(request: Request) -> None:
+def _models(data: object) -> tuple[Brought, ...]:
+    if not isinstance(data, list) or len(data) > MOST_SERVICES or not all(isinstance(each, Mapping) for each in data):
+        raise bad(f"models is not a list of at most {MOST_SERVICES} tables")
+    for each in data:
+        _known(each, {"name", "kind", "config"}, "a model")
+        if not isinstance(each.get("config"), Mapping):
+            raise bad("a model has no config", "It is the model's config.json, as a table.")
+    found = tuple(brought(_text(each, "name", "a model", most=500), each["config"], str(each.get("kind", ""))) for each in data)
+    if len({each.name for each in found}) < len(found):
+        raise bad("two models have the same name")
+    return found
+
+
+def consistent(request: Request) -> None:
+    """Raises RagError for services that cannot be side by side."""
     names = [each.name for each in request.services]
     if len(set(names)) < len(names):
         raise bad("two services have the same name")
@@ -181,6 +198,11 @@ def _consistent(request: Request) -> None:
         if each.gpus and (len(each.gpus) != each.split or max(each.gpus) >= request.count):
             many = f"{each.split} of the {request.count} GPUs"
             raise bad(f"service {each.name} names GPUs {list(each.gpus)}, but takes {many}, counted from 0")
+    for each in request.services:
+        others = [other for other in request.services if other is not each and other.runs_in == each.runs_in]
+        if any(each.engine == "vllm" or other.engine != each.engine for other in others):
+            step = "Each vLLM is a process of its own, and a process has one kind of server."
+            raise bad(f"service {each.name} shares the process {each.runs_in} with {others[0].name}", step)
 
 
 def _known(data: Mapping[str, Any], names: set[str], where: str) -> None:
@@ -250,6 +272,8 @@ def to_dict(request: Request) -> dict[str, Any]:
     found |= {"buffer_gb": request.buffer_gb, "buffer_holds_contexts": request.buffer_holds_contexts}
     if request.notes:
         found["notes"] = list(request.notes)
+    if request.models:
+        found["models"] = [_model_dict(each) for each in request.models]
     return found | {"services": [_service_dict(each) for each in request.services]}
 
 
@@ -272,6 +296,11 @@ def _service_dict(service: Service) -> dict[str, Any]:
         if each.name in ("name", "model") or (value is not None and value != each.default) or each.name == "batched":
             found[each.name] = list(value) if isinstance(value, tuple) else value
     return found
+
+
+def _model_dict(model: Brought) -> dict[str, Any]:
+    kind = {"kind": model.kind} if model.kind else {}
+    return {"name": model.name, **kind, "config": json.loads(model.config)}
 
 
 def to_toml(request: Request) -> str:

@@ -273,13 +273,33 @@ def _quantised(config: Mapping[str, Any]) -> Quantised | None:
     if not isinstance(found, Mapping):
         return None
     method = str(found.get("quant_method", "")).lower()
-    if method not in ("awq", "gptq", "fp8", "mxfp4"):
-        raise _bad(f"the quantisation {method[:40]!r} is not known", "Known are awq, gptq, fp8 and mxfp4.")
-    bits = _number(found, "bits", default={"fp8": 8}.get(method, 4))
+    if method == "compressed-tensors":
+        found = _compressed(found)
+        method = str(found["quant_method"])
+    if method not in ("awq", "gptq", "int4", "int8", "fp8", "mxfp4"):
+        step = "Known are awq, gptq, fp8, mxfp4, and compressed-tensors of 4 and 8 bits."
+        raise _bad(f"the quantisation {method[:40]!r} is not known", step)
+    bits = _number(found, "bits", default={"fp8": 8, "int8": 8}.get(method, 4))
     if method in ("awq", "gptq") and bits not in (4, 8):
         raise _bad(f"{bits} bits of {method}", "4 and 8 bits are known.")
     group = found.get("group_size")
     return Quantised(method, bits, 0 if group in (None, -1) else _number(found, "group_size"))
+
+
+def _compressed(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A `compressed-tensors` config in the words of the others: the weights of its first group stand for all."""
+    groups = config.get("config_groups")
+    first = next(iter(groups.values()), None) if isinstance(groups, Mapping) else None
+    weights = first.get("weights") if isinstance(first, Mapping) else None
+    if not isinstance(weights, Mapping):
+        raise _bad("its quantization_config has no config_groups with weights")
+    bits = _number(weights, "num_bits")
+    name = {("float", 8): "fp8", ("int", 8): "int8", ("int", 4): "int4"}.get((str(weights.get("type", "int")), bits))
+    if name is None:
+        raise _bad(
+            f"weights of {bits} bits ({str(weights.get('type'))[:20]}) are not known", "4 and 8 bits are, and 8-bit floats."
+        )
+    return {"quant_method": name, "bits": bits, "group_size": weights.get("group_size") if name == "int4" else None}
 
 
 def _encoder(config: Mapping[str, Any], model_type: str) -> Shape:
@@ -288,7 +308,7 @@ def _encoder(config: Mapping[str, Any], model_type: str) -> Shape:
     heads = _number(config, "num_attention_heads")
     positions = _number(config, "max_position_embeddings")
     labels = config.get("id2label")
-    classes = len(labels) if isinstance(labels, Mapping) else 2
+    classes = len(labels) if isinstance(labels, Mapping) else _number(config, "num_labels", default=2)
     classifies = any("SequenceClassification" in each for each in _architectures(config))
     return Shape(
         model_type,

@@ -6,7 +6,7 @@ Pure: what was measured comes in. Nothing is assumed: what was not measured is s
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from collectors.services import ServiceKind
@@ -39,7 +39,7 @@ class Watched(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Warm answered queries of the last days: p95 of the total in seconds, its count, the newest one's time."""
+    """Warm answered queries of the last `query_days`: p95 of the total in seconds, its count, the newest one's time."""
 
     p95_seconds: float
     count: int
@@ -84,7 +84,7 @@ class Criterion:
 
 def criteria(measured: Measured, targets: Targets, now: float) -> tuple[Criterion, ...]:
     """The five, in R4's order. `now` is Unix seconds."""
-    return (
+    found = (
         _services(measured),
         _from_checks(
             measured.report,
@@ -95,8 +95,21 @@ def criteria(measured: Measured, targets: Targets, now: float) -> tuple[Criterio
         ),
         _languages(measured.report),
         _times(measured, targets),
-        _load(measured, targets, now),
+        _load(measured, targets),
     )
+    return tuple(_while_it_counts(each, targets, now) for each in found)
+
+
+def _while_it_counts(found: Criterion, targets: Targets, now: float) -> Criterion:
+    """A criterion that was met so long ago that it proves nothing any more is met in part."""
+    if found.outcome != "passed" or found.at_unix is None:
+        return found
+    days = (now - found.at_unix) / SECONDS_PER_DAY
+    if days <= targets.evidence_days:
+        return found
+    again = _test_of(targets) if found.key == "load" else "Run the checks again."
+    said = f"Part of this was measured {days:.0f} days ago; after {targets.evidence_days:g} it does not count. {again}"
+    return replace(found, outcome="warning", next_step=said)
 
 
 # 1) six services healthy
@@ -215,9 +228,13 @@ def _within(seconds: float, limit: float) -> Outcome:
 # 5) load
 
 
-def _load(measured: Measured, targets: Targets, now: float) -> Criterion:
+def _test_of(targets: Targets) -> str:
+    return f"Run a load test with up to {max(targets.users, 4)} users on the page Experiments (`python -m latency load`)."
+
+
+def _load(measured: Measured, targets: Targets) -> Criterion:
     title, load = f"Stable with {targets.users} users at once", measured.load
-    run = f"Run a load test with up to {max(targets.users, 4)} users on the page Experiments (`python -m latency load`)."
+    run = _test_of(targets)
     if load is None:
         return Criterion("load", title, "not_applicable", ("no load test has finished yet",), None, run)
     steps = [each for each in load.result.get("steps") or () if isinstance(each, Mapping)]
@@ -235,9 +252,6 @@ def _load(measured: Measured, targets: Targets, now: float) -> Criterion:
         outcome, step = "warning", f"The test went to {reached} users only. {run}"
     elif slow:
         outcome, step = "failed", "Answers take too long under this load: the load test names what was full."
-    age_days = (now - load.at_unix) / SECONDS_PER_DAY
-    if outcome == "passed" and age_days > targets.load_age_days:
-        outcome, step = "warning", f"The test is {age_days:.0f} days old. {run}"
     return Criterion("load", title, outcome, tuple(evidence), load.at_unix, step, (), load.id)
 
 

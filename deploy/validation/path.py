@@ -37,25 +37,36 @@ def query(world: World) -> Verdict:
     measures = {f"{stage['stage']}_seconds": float(stage["seconds"]) for stage in stages}
     measures |= {name: float(answer[name]) for name in _TIMES if answer.get(name) is not None}
     table = (("stage", "seconds", "where", "device", "model", "cold"), *(_row(stage) for stage in stages))
-    return Verdict((_outcome(answer, where), *_degraded(answer)), table=table if stages else (), measures=measures)
+    first = _outcome(answer, where, world.subject.targets.total_seconds)
+    return Verdict((first, *_degraded(answer)), table=table if stages else (), measures=measures)
 
 
 _TIMES = ("total_seconds", "ttft_seconds", "first_token_seconds", "cold_total_seconds")
 
 
-def _outcome(answer: Mapping[str, Any], where: str) -> Item:
+def _outcome(answer: Mapping[str, Any], where: str, limit: float) -> Item:
     total = answer.get("total_seconds")
     took = "" if total is None else f" in {total:.3g} s, asked {where}"
     outcome = answer.get("outcome")
     if outcome == "answered":
         kept = sum(bool(each.get("kept")) for each in answer.get("passages") or ())
-        return passed("query", f"answered{took}, from {kept} passages")
+        text = f"answered{took}, from {kept} passages"
+        return passed("query", text) if total is None or total <= limit else failed("query", text, *_slow(answer, limit))
     if outcome == "no_documents":
         cause = "The collection in use is empty, or nothing in it fits the question."
         return warning("query", f"no relevant documents{took}", cause, "Ingest documents, or ask one of them: --question.")
     error = answer.get("error") or {}
     cause = f"Stage {error.get('stage') or 'unknown'}: {error.get('kind') or 'unknown'}."
     return failed("query", f"{outcome}: {error.get('message') or 'no reason was told'}", cause, str(error.get("next_step") or ""))
+
+
+def _slow(answer: Mapping[str, Any], limit: float) -> tuple[str, str]:
+    """(cause, cure) of a query that took longer than is acceptable."""
+    stages = [each for each in answer.get("stages") or () if each.get("seconds")]
+    slowest = max(stages, key=lambda each: float(each["seconds"]), default=None)
+    most = f"; most of it in {slowest['stage']}, {float(slowest['seconds']):.3g} s" if slowest else ""
+    cause = f"A warm query is to take {limit:g} s at most (readiness.answer_seconds, or --target-seconds){most}."
+    return cause, "See the page Latency for what the time went into and what each change would save."
 
 
 def _degraded(answer: Mapping[str, Any]) -> Iterator[Item]:

@@ -11,7 +11,7 @@ from html import escape
 from itertools import groupby
 from xml.etree import ElementTree as xml
 
-from deploy.validation.types import WORST_FIRST, Item, Outcome, Report, Result
+from deploy.validation.types import Item, Outcome, Report, Result
 from rag.errors import RagError
 
 WORDS: dict[Outcome, str] = {
@@ -22,6 +22,7 @@ WORDS: dict[Outcome, str] = {
 }
 FORMATS = (".html", ".md", ".junit.xml", ".json")
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")  # what XML 1.0 has no way to write
+_CODE = re.compile("`([^`]+)`")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|!~])")
 
 
@@ -36,8 +37,10 @@ def format_of(name: str) -> str:
 
 def summary(report: Report) -> str:
     """`25 passed, 1 warning, 2 failed, 5 not applicable`."""
-    return ", ".join(f"{report.count(each)} {WORDS[each].lower()}" for each in reversed(WORST_FIRST[:3])) + (
-        f", {report.count('not_applicable')} not applicable"
+    warnings = report.count("warning")
+    return (
+        f"{report.count('passed')} passed, {warnings} warning{'s' * (warnings != 1)}, {report.count('failed')} failed, "
+        f"{report.count('not_applicable')} not applicable"
     )
 
 
@@ -54,7 +57,7 @@ def markdown(report: Report) -> str:
         lines += [f"## {_md(group)}", "", "| | check | outcome | evidence | seconds |", "|---|---|---|---|---:|"]
         listed = list(results)
         lines += [
-            f"| {each.code} | {_md(each.title)} | {WORDS[each.outcome]} | {_md(each.evidence)} | {each.seconds:.2f} |"
+            f"| {each.code} | {_cell(each.title)} | {WORDS[each.outcome]} | {_cell(each.evidence)} | {each.seconds:.2f} |"
             for each in listed
         ]
         lines.append("")
@@ -75,13 +78,20 @@ def _markdown_details(result: Result) -> list[str]:
         lines.append("")
     if result.table:
         head, *rows = result.table
-        lines += [f"| {' | '.join(map(_md, head))} |", "|" + "---|" * len(head)]
-        lines += [f"| {' | '.join(map(_md, row))} |" for row in rows] + [""]
+        lines += [f"| {' | '.join(map(_cell, head))} |", "|" + "---|" * len(head)]
+        lines += [f"| {' | '.join(map(_cell, row))} |" for row in rows] + [""]
     return lines
 
 
 def _md(text: str) -> str:
-    return _MARKDOWN.sub(r"\\\1", " ".join(text.split()))
+    """Words as Markdown shows them, and what stands between backticks as code; no other character has a meaning."""
+    parts = _CODE.split(" ".join(text.split()))
+    return "".join(f"`{part}`" if number % 2 else _MARKDOWN.sub(r"\\\1", part) for number, part in enumerate(parts))
+
+
+def _cell(text: str) -> str:
+    """The same within a table, where a bar ends the cell in code too."""
+    return _CODE.sub(lambda code: code[0].replace("|", r"\|"), _md(text))
 
 
 def _named(item: Item) -> str:
@@ -144,6 +154,7 @@ _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 1.5rem auto; max-width: 70rem; padding: 0 1rem; }
 h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin: 1.6rem 0 .3rem; }
 section { border-top: 1px solid var(--line); padding: .5rem 0; overflow-wrap: anywhere; }
+code { font-family: ui-monospace, monospace; font-size: .92em; background: light-dark(#eef0f3, #262b31); padding: 0 .25em; }
 .soft { color: light-dark(#5d6670, #a0a7b0); } .code { font-family: ui-monospace, monospace; }
 .failed { color: light-dark(#c01f3f, #ff6b81); } .warning { color: light-dark(#b4460c, #ff9a5c); }
 .passed { color: light-dark(#0b7a53, #3fbf8f); } .not_applicable { color: light-dark(#5d6670, #8d949d); }
@@ -166,25 +177,36 @@ def html(report: Report) -> str:
     return "".join([*parts, "</body></html>\n"])
 
 
+def with_code(text: str) -> str:
+    """Escaped for HTML, and what stands between backticks as code."""
+    return _CODE.sub(r"<code>\1</code>", escape(text))
+
+
+def commands(*texts: str) -> tuple[str, ...]:
+    """What stands between backticks and is more than a word, each once: to be copied."""
+    found = (each.strip() for text in texts for each in _CODE.findall(text))
+    return tuple(dict.fromkeys(each for each in found if " " in each))
+
+
 def _section(result: Result) -> str:
-    items = "".join(_li(item) for item in result.items) or f"<li>{escape(result.reason)}</li>"
+    items = "".join(_li(item) for item in result.items) or f"<li>{with_code(result.reason)}</li>"
     return (
         f'<section id="{escape(result.code)}"><p><span class="code">{escape(result.code)}</span> <strong>{escape(result.title)}'
         f'</strong> <span class="{result.outcome}">{WORDS[result.outcome]}</span> '
-        f'<span class="soft">{result.seconds:.2f} s · {escape(result.proves)}</span></p>'
+        f'<span class="soft">{result.seconds:.2f} s · {with_code(result.proves)}</span></p>'
         f"<ul>{items}</ul>{_table(result)}</section>"
     )
 
 
 def _li(item: Item) -> str:
-    why = f"<p>Cause: {escape(item.cause)}</p><p>Cure: {escape(item.cure)}</p>" if item.cause else ""
-    return f'<li dir="auto"><span class="{item.outcome}">{WORDS[item.outcome]}</span> {escape(_named(item))}{why}</li>'
+    why = f"<p>Cause: {with_code(item.cause)}</p><p>Cure: {with_code(item.cure)}</p>" if item.cause else ""
+    return f'<li dir="auto"><span class="{item.outcome}">{WORDS[item.outcome]}</span> {with_code(_named(item))}{why}</li>'
 
 
 def _table(result: Result) -> str:
     if not result.table:
         return ""
     head, *rows = result.table
-    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    top = "".join(f"<th>{with_code(cell)}</th>" for cell in head)
+    body = "".join("<tr>" + "".join(f"<td>{with_code(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<table><tr>{top}</tr>{body}</table>"

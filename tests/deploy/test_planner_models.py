@@ -6,6 +6,7 @@ import json
 import tomllib
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -159,8 +160,34 @@ def test_layers_with_a_window_stop_growing() -> None:
         return cache.sequence_bytes(gemma, context, batched=256)
 
     entry = 1 * 256 * 2 * 2
-    assert size(512) == 26 * 512 * entry
+    assert size(512) == (4 + 24) * 512 * entry  # 22 layers with a window fill six groups of four
     assert size(20_000 * 16) - size(10_000 * 16) == 4 * 160_000 * entry  # only the four full layers grow
+
+
+@pytest.mark.parametrize(
+    ("full", "windowed", "held"), [(5, 29, 30), (10, 52, 60), (12, 12, 12), (12, 13, 13), (12, 17, 17), (12, 18, 24)]
+)
+def test_windows_are_kept_in_groups_of_one_size(full: int, windowed: int, held: int) -> None:
+    """As vLLM's kv_cache_utils groups the layers of hybrid models: Gemma 3 4B, 27B, gpt-oss, and with a drafter's layer."""
+    shape = replace(catalogue.model("google/gemma-3-1b-it").shape, windows=(None,) * full + (1024,) * windowed)
+    groups = cache.held_layers(shape)
+    assert groups[1024] == held and groups[None] >= full and groups[None] % groups[1024] in (0, groups[None])
+
+
+def test_the_config_s_own_bits_and_groups_count() -> None:
+    """8-bit GPTQ weights are twice as large as 4-bit ones, and smaller groups have more scales."""
+    config = dict(CONFIGS["Qwen/Qwen3-8B-AWQ"])
+    linear = 36 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 12_288)
+
+    def size(**quantised: Any) -> int:
+        shape = shapes.from_config({**config, "quantization_config": quantised})
+        return precisions.weights(shape, quantised["quant_method"]).value_bytes
+
+    usual = size(quant_method="awq", bits=4, group_size=128)
+    assert usual == precisions.weights(shapes.from_config(config), "awq").value_bytes
+    assert size(quant_method="awq", bits=4, group_size=32) - usual == linear * 2.5 * (1 / 32 - 1 / 128)
+    eight = size(quant_method="gptq", bits=8, group_size=128) - size(quant_method="gptq", bits=4, group_size=128)
+    assert eight == linear * (0.5 + 0.5 / 128)
 
 
 def test_an_8_bit_cache_takes_half_and_more_gpus_than_heads_hold_copies() -> None:

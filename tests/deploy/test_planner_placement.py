@@ -7,7 +7,7 @@ import shlex
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from deploy.planner import catalogue, cures, flags, fleet, limits, presets, request
@@ -17,6 +17,7 @@ from deploy.planner.placement import Plan, plan
 from deploy.planner.request import Request, Service
 from rag.errors import RagError
 
+PRICES = {"A100 80GB": 900.0, "H100 80GB": 2000.0, "L4": 300.0}
 LLAMA, QWEN, AWQ = "meta-llama/Llama-3.1-8B-Instruct", "Qwen/Qwen3-8B", "Qwen/Qwen3-8B-AWQ"
 
 
@@ -108,11 +109,30 @@ services = st.builds(
     sequences=st.integers(1, 64),
     cache=st.sampled_from(["auto", "fp8"]),
     split=st.sampled_from([1, 1, 2, 4]),
-    reserve_gb=st.none() | st.floats(1, 90),
+    reserve_gb=st.none() | st.floats(0.1, 90),
     stated_share=st.none() | st.floats(0.05, 1),
     fill=st.booleans(),
     process=st.sampled_from(["", "", "shared"]),
-)
+).map(lambda each: _that_can_be(each))
+
+
+def _that_can_be(service: Service) -> Service:
+    """Each vLLM is a process of its own; our GPU server keeps a model on one GPU, in 16 bits."""
+    if service.engine == "vllm":
+        return replace(service, process="")
+    own = service.engine == "gpu_server"
+    return replace(service, split=1, precision="bf16", process=service.process and "pool") if own else service
+
+
+def planned(asked: Request) -> Plan:
+    """The plan, but for widths that cannot be cut into so many parts: these have tests of their own."""
+    try:
+        return plan(asked)
+    except RagError as refused:
+        assert "cannot be divided" in refused.message
+        reject()
+
+
 requests = st.builds(
     Request,
     name=st.just("any"),
@@ -127,7 +147,7 @@ requests = st.builds(
 @settings(max_examples=150, deadline=None)
 @given(requests)
 def test_never_gives_out_more_than_there_is(asked: Request) -> None:
-    found = plan(asked)
+    found = planned(asked)
     buffer = int(asked.gpu.usable_bytes * asked.buffer_gb / asked.gpu.nominal_gb)
     for use in found.gpus:
         taken = held(found, use.index)
@@ -142,6 +162,7 @@ def test_never_gives_out_more_than_there_is(asked: Request) -> None:
             assert sum(size for _, size in each.parts()) <= each.reserved_bytes
         else:
             assert each.problem and (each.short_bytes > 0 or each.service.split > asked.count)
+        assert each.reserved_bytes >= 0 and (each.reserved_bytes == 0 or each.gpus)
         if each.share is not None and each.fits:
             assert math.ceil(each.share * asked.gpu.usable_bytes) >= each.need.inside_bytes
 
@@ -239,6 +260,48 @@ def test_heads_must_be_divisible(model: str, split: int, good: bool) -> None:
     assert "Take 1, 2" in caught.value.next_step
 
 
+@pytest.mark.parametrize(
+    ("model", "precision", "split", "why"),
+    [("Qwen/Qwen3-30B-A3B", "awq", 8, "a width of 768 in groups of 128"), ("Qwen/Qwen3-30B-A3B", "bf16", 8, ""),
+     ("openai/gpt-oss-20b", "awq", 2, "a width of 2,880 in groups of 128"), (AWQ, "", 8, ""),
+     ("deepseek-ai/DeepSeek-V3", "", 8, ""), ("Qwen/Qwen2.5-32B-Instruct", "gptq", 8, "")],
+)  # fmt: skip
+def test_widths_and_groups_must_be_divisible(model: str, precision: str, split: int, why: str) -> None:
+    """vLLM refuses to load a matrix whose part on a GPU does not hold whole groups."""
+    asked = one("H200", 8, model=model, precision=precision, split=split, context=2048, sequences=1)
+    if not why:
+        assert plan(asked).services[0].need.inside_bytes > 0
+        return
+    with pytest.raises(RagError, match=why):
+        plan(asked)
+
+
+def test_a_process_of_our_gpu_server_is_on_one_gpu_and_in_one_width() -> None:
+    both = (Service("a", "BAAI/bge-m3", "gpu_server", context=512, sequences=8, process="pool", gpus=(1,)),
+            Service("b", "BAAI/bge-reranker-v2-m3", "gpu_server", "fp32", context=512, sequences=8, process="pool"))  # fmt: skip
+    found = plan(Request("x", catalogue.gpu("L4"), 2, services=both))
+    assert found.service("a").gpus == found.service("b").gpus == (1,)
+    assert found.service("a").precision == "fp32" and found.service("a").need.weights.value_bytes == 4 * 567_754_752
+    apart = (both[0], replace(both[1], gpus=(0,)))
+    assert "is on GPU" in " ".join(each.problem for each in plan(Request("x", catalogue.gpu("L4"), 2, services=apart)).services)
+    for change, words in (({"split": 2}, "one GPU"), ({"precision": "awq"}, "no awq weights")):
+        with pytest.raises(RagError, match=words):
+            plan(Request("x", catalogue.gpu("L4"), 2, services=(replace(both[1], **change),)))
+
+
+def test_two_vllms_are_two_processes() -> None:
+    both = tuple(Service(name, "Qwen/Qwen2-0.5B-Instruct", process="one") for name in ("a", "b"))
+    with pytest.raises(RagError, match="shares the process one"):
+        plan(Request("x", catalogue.gpu("L4"), services=both))
+
+
+def test_a_reserve_below_a_cuda_context_takes_nothing_from_the_others() -> None:
+    little = Service("little", "BAAI/bge-m3", "gpu_server", context=16, sequences=1, reserve_gb=0.1)
+    rest = Service("rest", "Qwen/Qwen3-4B", context=2048, sequences=1, fill=True)
+    found = plan(Request("x", catalogue.gpu("L4"), buffer_gb=0.0, services=(little, rest)))
+    assert not found.service("little").fits and held(found, 0) <= found.request.gpu.usable_bytes
+
+
 def test_more_gpus_than_there_are_is_said() -> None:
     assert "takes 4 GPUs and there are 2" in plan(one("L4", 2, split=4)).services[0].problem
 
@@ -274,7 +337,7 @@ def test_a_mixture_of_experts_reads_what_is_chosen() -> None:
 def test_offers_are_ordered_by_cost_and_say_why_not() -> None:
     service = Service("llm", LLAMA)
     demand = fleet.Demand(requests_per_second=2, prompt_tokens=2000, answer_tokens=200)
-    found = fleet.offers(service, demand, {"A100 80GB": 900.0, "H100 80GB": 2000.0, "L4": 300.0})
+    found = fleet.offers(service, demand, {name: fleet.GpuPrice(eur, "2026-03", "a test") for name, eur in PRICES.items()})
     by_name = {each.gpu.name: each for each in found}
     assert "tokens a second" in by_name["T4"].why_not or by_name["T4"].split > 1
     priced = [each.eur_month for each in found if not each.why_not and each.eur_month is not None]
@@ -296,7 +359,7 @@ def test_a_larger_load_never_takes_fewer_gpus() -> None:
 
 
 def test_prices_of_the_report_are_examples_and_others_are_unknown() -> None:
-    assert fleet.example_prices() == {"T4": 40.0, "V100 16GB": 80.0}
+    assert {name: price.eur_month for name, price in fleet.example_prices().items()} == {"T4": 40.0, "V100 16GB": 80.0}
 
 
 def test_an_embedder_is_no_language_model_to_offer_gpus_for() -> None:
@@ -315,6 +378,30 @@ def test_flags_hold_the_plan_and_the_share_holds_the_need() -> None:
     assert values["--max-model-len"] == "10000" and values["--max-num-seqs"] == "7" and values["--kv-cache-dtype"] == "fp8"
     assert values["--quantization"] == "fp8"
     assert float(values["--gpu-memory-utilization"]) * found.request.gpu.usable_bytes >= placed.need.inside_bytes
+
+
+def test_an_encoder_s_texts_fit_into_one_step() -> None:
+    """vLLM cuts no text of an encoder into chunks: with fewer batched tokens than --max-model-len it does not start."""
+    for model in ("BAAI/bge-m3", "Qwen/Qwen3-Embedding-0.6B"):
+        found = plan(one("L4", model=model, context=8192, sequences=4))
+        words = shlex.split(flags.command(found, found.services[0]) or "")
+        values = dict(zip(words, words[1:], strict=False))
+        assert values["--max-model-len"] == "8192" and int(values["--max-num-batched-tokens"]) >= 8192
+        short = plan(one("L4", model=model, context=512, sequences=4)).services[0].need
+        assert found.services[0].need.activation.value_bytes > short.activation.value_bytes
+
+
+def test_fp8_weights_are_made_only_of_16_bit_ones_and_what_that_takes_is_said() -> None:
+    made = plan(one("L40S", model="Qwen/Qwen2.5-32B-Instruct", precision="fp8", context=2048, sequences=1))
+    assert "--quantization fp8" in (flags.command(made, made.services[0]) or "")
+    assert "hold 61 GiB of bf16 first" in " ".join(made.services[0].notes)
+    named = plan(one("L40S", model="Qwen/Qwen2.5-32B-Instruct", precision="fp8", context=2048, sequences=1, weights="x/y-FP8"))
+    assert "--quantization" not in (flags.command(named, named.services[0]) or "") and named.services[0].notes == ()
+
+
+def test_several_vllms_on_a_gpu_are_started_one_after_another() -> None:
+    assert "start ocr, then whisper, then embedding, then llm" in " ".join(plan(presets.preset("a100-40")).notes)
+    assert not any("start " in each for each in plan(presets.preset("l4")).notes)
 
 
 def test_quantised_weights_that_nobody_named_are_not_passed_off_as_the_model_s_own() -> None:

@@ -20,6 +20,8 @@ case "$*" in
   *project-info*) printf 'CPUS_ALL_REGIONS\\t32.0\\t0.0\\nGPUS_ALL_REGIONS\\t%s\\t0.0\\n' "$QUOTA" ;;
   *"regions describe"*) printf 'NVIDIA_L4_GPUS\\t1.0\\t0.0\\n' ;;
   *"zone:us-central1-c"*nvidia-l4*) echo nvidia-l4 ;;
+  *"describe-from-family gone"*) echo "ERROR: was not found" >&2; exit 1 ;;
+  *describe-from-family*) echo pytorch-v20260101 ;;
   *"firewall-rules list"*) [ -z "$KNOWN" ] || echo rag-gpu-models ;;
   *"instances list"*) [ -z "$KNOWN" ] || echo rag-gpu ;;
 esac
@@ -37,7 +39,7 @@ def run(folder: Path, *arguments: str, quota: str = "1.0", known: str = "") -> t
     return done.returncode, done.stdout + done.stderr, calls.read_text().splitlines()
 
 
-USUAL = ("--project", "p", "--sources", "203.0.113.7/32,2001:db8::/64")
+USUAL = ("--project", "p", "--sources", "203.0.113.7/32,198.51.100.0/24")
 
 
 def changes(calls: list[str]) -> list[str]:
@@ -56,7 +58,10 @@ def test_apply_makes_the_machine_and_opens_it_to_the_named_sources(tmp_path: Pat
     code, _, calls = run(tmp_path, *USUAL, "--apply")
     made = changes(calls)
     assert code == 0 and [call.split()[1] for call in made] == ["instances", "firewall-rules", "ssh", "ssh"]
-    assert "--source-ranges 203.0.113.7/32,2001:db8::/64" in made[1] and "--image-family pytorch-latest-gpu" in made[0]
+    assert (
+        "--source-ranges 203.0.113.7/32,198.51.100.0/24" in made[1]
+        and "--image-family pytorch-2-9-cu129-ubuntu-2404-nvidia-580" in made[0]
+    )
     again = changes(run(tmp_path, *USUAL, "--apply", known="yes")[2])
     assert "firewall-rules update" in again[0] and not any("instances create" in call for call in again)
 
@@ -64,6 +69,8 @@ def test_apply_makes_the_machine_and_opens_it_to_the_named_sources(tmp_path: Pat
 def test_a_project_without_quota_ends_before_any_change(tmp_path: Path) -> None:
     code, said, calls = run(tmp_path, *USUAL, "--apply", quota="0.0")
     assert code == 1 and "GPUS_ALL_REGIONS leaves no GPU" in said and not changes(calls)
+    code, said, calls = run(tmp_path, *USUAL, "--image-family", "gone", "--apply")
+    assert code == 1 and "has no image family gone" in said and "--no-standard-images" in said and not changes(calls)
     code, said, calls = run(tmp_path, *USUAL, "--zones", "us-central1-a", "--apply")
     assert code == 1 and "none of us-central1-a has an L4" in said and not changes(calls)
 
@@ -76,6 +83,7 @@ def test_a_project_without_quota_ends_before_any_change(tmp_path: Path) -> None:
         ("--project", "p", "--sources", "0.0.0.0/0"),
         ("--project", "p", "--sources", "10.0.0.1/32,::/0"),
         ("--project", "p", "--sources", "$(reboot)"),
+        ("--project", "p", "--sources", "10.0.0.1/32,2001:db8::/64"),
         (*USUAL, "--name", "UPPER"),
         (*USUAL, "--disk-gb", "10"),
         (*USUAL, "--zones"),

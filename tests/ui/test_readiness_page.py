@@ -13,13 +13,15 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 import runtime
-from deploy.cli_subject import JOB_KIND, RunningProcess, subject, submit
+from collectors.readings import Gpu, Gpus
+from deploy.cli_subject import JOB_KIND, RunningProcess, subject, submit, targets
 from deploy.validation import kept
 from deploy.validation.checks import CHECKS, CODES
+from deploy.validation.subject import Targets
 from deploy.validation.types import Item, Report, Result
 from latency.experiments.experiments import Experiment
 from rag.errors import RagError
-from settings import reference
+from settings import SettingsError, load, reference
 from tests.ui.deployment_fakes import EVIL, fake_deployment
 from ui import readiness_view
 
@@ -80,7 +82,9 @@ def made(code: str = "E-2", **values: Any) -> Result:
 
 def test_before_anything_was_measured_it_says_what_to_do(app: AppTest) -> None:
     shown = html(opened(app))
-    assert "Nothing has been validated yet." in shown and "python -m deploy validate" in shown
+    assert "Nothing has been validated yet." in shown and [each.value for each in app.code] == ["python -m deploy validate"]
+    assert "`" not in shown and '<code class="rd-mono">python -m latency load</code>' in shown
+    assert "readiness.answer_seconds</code>, default" in shown and "Stable with 10 users at once" in shown  # it has eight H100s
     assert "Works offline" in shown and "no load test has finished yet" in shown and shown.count("not measured") >= 4
 
 
@@ -109,6 +113,35 @@ def test_one_check_has_its_own_address_with_cause_and_cure(app: AppTest, rt: run
     assert job.result.result("E-2").outcome == "not_applicable", "run anew"  # type: ignore[union-attr]
 
 
+def test_commands_are_code_and_can_be_copied(app: AppTest, rt: runtime.Runtime) -> None:
+    item = Item("disk", "failed", "it holds `a <b>`", "It is full.", "Run `docker image prune`, or `df -h`; see `PATH`.")
+    kept.save(rt.settings.data_dir, Report(time.time(), 1.0, "0.1.0", (made(items=(item,)),)))
+    shown = html(opened(app, check="E-2"))
+    assert all(f'<code class="rd-mono">{code}</code>' in shown for code in ("docker image prune", "PATH", "a &lt;b&gt;"))
+    assert [each.value for each in app.code] == ["docker image prune", "df -h"]
+
+
+def test_what_is_acceptable_is_a_setting_and_said_with_where_it_comes_from(
+    app: AppTest, rt: runtime.Runtime, tmp_path: Path
+) -> None:
+    (tmp_path / "dashboard.toml").write_text("[readiness]\nanswer_seconds = 4\nusers = 12\n")
+    changed = load({"RAGDECK_DATA": str(rt.settings.data_dir)}, tmp_path)
+    assert targets(changed) == Targets(4.0, 2.0, 12, 30.0, 7.0)
+    shown = readiness_view.limits(targets(changed), changed.origins)
+    assert " 4 s " in shown and "dashboard.toml:2" in shown and "dashboard.toml:3" in shown and "default" in shown
+    (tmp_path / "dashboard.toml").write_text("[readiness]\nusers = 0\n")
+    with pytest.raises(SettingsError, match=r"line 2: readiness\.users"):
+        load({"RAGDECK_DATA": str(rt.settings.data_dir)}, tmp_path)
+
+
+def test_users_follow_the_machines_where_no_setting_says_them(rt: runtime.Runtime) -> None:
+    def machine(count: int, gib: int) -> Gpus:
+        return Gpus(gpus=tuple(Gpu(index=n, memory_total_bytes=gib * 2**30) for n in range(count)))
+
+    assert targets(rt.settings, [machine(8, 80)]).users == 10
+    assert targets(rt.settings, [machine(1, 40), machine(7, 80), machine(8, 40)]).users == 3
+
+
 def test_checks_that_are_none_or_have_not_run_are_said(app: AppTest) -> None:
     assert "There is no check X-1." in html(opened(app, check="X-1"))
     assert "It has not run yet." in html(opened(app, check="Q-1"))
@@ -130,11 +163,11 @@ def test_the_list_can_be_narrowed(app: AppTest, rt: runtime.Runtime) -> None:
 
 
 def test_the_criteria_follow_what_was_measured(app: AppTest, rt: runtime.Runtime) -> None:
-    steps = [{"users": 4, "answered": 40, "errors": {}, "unfinished": 0, "total": {"p95": 1.25}}]
-    load = {"steps": steps, "knee": {"text": "no knee up to 4 users"}}
+    steps = [{"users": 12, "answered": 40, "errors": {}, "unfinished": 0, "total": {"p95": 1.25}}]
+    load = {"steps": steps, "knee": {"text": "no knee up to 12 users"}}
     rt.experiments.save(Experiment("load-1", "load", "load", time.time(), 9.0, "finished", result=load))
     shown = html(opened(app))
-    assert "4 users: 40 answered, p95 1.25 s" in shown and "/experiments?id=load-1" in shown
+    assert "12 users: 40 answered, p95 1.25 s" in shown and "/experiments?id=load-1" in shown
     assert "1 of 5 criteria are met" in shown and "whisper is failed" in shown
     rt.experiments.delete("load-1")
 
