@@ -1,6 +1,7 @@
 """The way back (R2): switch the reranker off, or to an earlier address, in one command, and back again with --undo.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage. Writes data/edited.toml; what runs takes it up at its next start.
+Exit codes: 0 done, 1 failed, 2 wrong usage. Writes edited.toml in the data folder that RAGDECK_DATA names; dashboard and API have
+one each, and take it up at their next start.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from _settings_sources import masked_text
 from rag.errors import RagError
 from settings import Settings, SettingsError, edited, load, save_edited
 
 NAME = "rollback-reranker.json"
 KEYS = ("reranker.enabled", "reranker.api_url")
-RESTART = "Start what runs again: `systemctl restart ragdeck` (or end `make dashboard` and start it anew)."
+RESTART = "Start what runs again: `systemctl restart ragdeck-dashboard` (or end `make dashboard` and start it anew)."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,13 +41,16 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(done, ensure_ascii=False))
     else:
-        print("\n".join(_lines(done, arguments.dry_run)))
+        print("\n".join(_lines(done, arguments.dry_run, arguments.undo)))
     return 0
 
 
 def back(settings: Settings, url: str | None, dry_run: bool = False) -> dict[str, Any]:
     """Switch the reranker off, or to `url`. What edited.toml said before is kept for `undo`, once: a second rollback does not
     overwrite it. Raises SettingsError, RagError, with nothing changed."""
+    if url is not None and "@" in url:  # edited.toml is shown, carried and backed up: it takes no secret
+        step = "Put the address with its password into RERANKER_API_URL, or its key into RERANKER_API_KEY."
+        raise RagError("the address holds a user or a password", kind="bad_input", next_step=step)
     changes: dict[str, Any] = {"reranker.enabled": False} if url is None else {"reranker.enabled": True, "reranker.api_url": url}
     if settings.reranker.enabled and url is not None:
         del changes["reranker.enabled"]  # it is on: a stronger source may say so, which is no obstacle
@@ -88,7 +93,13 @@ def _state(settings: Settings) -> dict[str, Any]:
 
 
 def _told(before: Mapping[str, Any], after: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    return {"before": dict(before), "after": dict(after), "written": dict(changes), "next_step": RESTART}
+    told = {"before": before, "after": after, "written": changes}
+    return {**{name: {key: _plain(each) for key, each in values.items()} for name, values in told.items()}, "next_step": RESTART}
+
+
+def _plain(value: object) -> object:
+    """An address without what may be secret in it."""
+    return masked_text(value) if isinstance(value, str) else value
 
 
 def _write(path: Path, data: Mapping[str, Any]) -> None:
@@ -100,14 +111,14 @@ def _write(path: Path, data: Mapping[str, Any]) -> None:
         raise RagError(f"{path} cannot be written: {problem.strerror}", next_step=step) from None
 
 
-def _lines(done: Mapping[str, Any], dry_run: bool) -> list[str]:
+def _lines(done: Mapping[str, Any], dry_run: bool, undone: bool) -> list[str]:
     changed = [key for key in KEYS if done["before"][key] != done["after"][key]]
     would = "would be" if dry_run else "is now"
     lines = [f"{key} {would} {_shown(done['after'][key])} (before: {_shown(done['before'][key])})" for key in changed]
     lines = lines or ["nothing changes: the settings in force say so already"]
     if dry_run:
         return [*lines, "nothing was written (--dry-run)"]
-    return [*lines, RESTART, "Undo it with `python -m deploy rollback reranker --undo`."]
+    return [*lines, RESTART] + ([] if undone else ["Undo it with `python -m deploy rollback reranker --undo`."])
 
 
 def _shown(value: object) -> str:

@@ -14,7 +14,7 @@ provision_gce.sh --project P --sources CIDR[,CIDR…] [options]
   --network N        the VPC network (default)
   --disk-gb N        size of the boot disk, SSD (120)
   --machine-type T   g2-standard-4 (one L4)
-  --image-family F   pytorch-latest-gpu
+  --image-family F   pytorch-2-9-cu129-ubuntu-2404-nvidia-580
   --image-project P  deeplearning-platform-release
   --apply            do it; without it every changing command is printed and not run
   --offline          ask the cloud nothing at all; print every command
@@ -36,7 +36,7 @@ quoted() { # a command as one would type it
 }
 
 project='' sources='' zones='us-central1-a,us-central1-c' name='rag-gpu' network='default' disk_gb=120
-machine_type='g2-standard-4' image_family='pytorch-latest-gpu' image_project='deeplearning-platform-release'
+machine_type='g2-standard-4' image_family='pytorch-2-9-cu129-ubuntu-2404-nvidia-580' image_project='deeplearning-platform-release'
 apply=no offline=no
 
 while [ $# -gt 0 ]; do
@@ -64,6 +64,7 @@ done
 
 [ -n "$project" ] || wrong '--project is missing'
 [ -n "$sources" ] || wrong '--sources is missing: nothing is opened to everybody'
+case "$sources" in *.*:* | *:*.*) wrong '--sources mixes IPv4 and IPv6, which a rule of Google Cloud does not take' ;; esac
 case ",$sources," in *,0.0.0.0/0,* | *,::/0,*) wrong '--sources names the whole world' ;; esac
 [[ $sources =~ ^[0-9a-fA-F:./,]+$ ]] || wrong '--sources is no list of addresses in CIDR form'
 [[ $name =~ ^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$ ]] || wrong "--name $name is no name of a VM"
@@ -104,7 +105,14 @@ done
 [ -n "$zone" ] || fail "none of $zones has an L4" 'gcloud compute accelerator-types list --filter=name=nvidia-l4 lists the zones that do.'
 printf 'zone: %s\n' "$zone" >&2
 
-step '3. The VM'
+step '3. The image'
+found=$(look gcloud compute images describe-from-family "$image_family" --project "$image_project" --format='value(name)') || found=''
+if [ "$offline" = no ] && [ -z "$found" ]; then
+  fail "$image_project has no image family $image_family" \
+    "Families end: gcloud compute images list --project $image_project --no-standard-images shows what there is; name one with --image-family."
+fi
+
+step '4. The VM'
 exists=$(look gcloud compute instances list --project "$project" --filter="name=$name AND zone:$zone" --format='value(name)')
 if [ -n "$exists" ]; then
   printf '%s is there already: left as it is\n' "$name"
@@ -115,7 +123,7 @@ else
     --metadata install-nvidia-driver=True --tags rag-gpu --no-service-account --no-scopes
 fi
 
-step '4. Firewall: named sources only'
+step '5. Firewall: named sources only'
 rule="$name-models"
 exists=$(look gcloud compute firewall-rules list --project "$project" --filter="name=$rule" --format='value(name)')
 if [ -n "$exists" ]; then
@@ -128,16 +136,17 @@ fi
 # On the VM. The driver of the image family installs itself at the first start, which takes minutes.
 on_vm() { change gcloud compute ssh "$name" --project "$project" --zone "$zone" --command "$1"; }
 
-step '5. The driver'
+step '6. The driver'
 # shellcheck disable=SC2016  # expanded on the VM
 on_vm 'for try in $(seq 60); do nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader && exit 0; sleep 10; done; echo "no driver after ten minutes: sudo /opt/deeplearning/install-driver.sh" >&2; exit 1'
 
-step '6. The container toolkit'
+step '7. The container toolkit'
 on_vm 'command -v docker >/dev/null || { echo "Docker is missing on this image" >&2; exit 1; }; command -v nvidia-ctk >/dev/null || { echo "install nvidia-container-toolkit, see docs/provisioning.md" >&2; exit 1; }; sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker && sudo docker info --format "{{json .Runtimes}}" | grep -q nvidia'
 
-step '7. What comes next'
+step '8. What comes next'
 cat <<NEXT
 GPU server and vLLM: docs/provisioning.md, from "Servers" on. Then, on the machine of the dashboard:
   GPU_SERVER_URL=http://ADDRESS:8000 VLLM_BASE_URL=http://ADDRESS:8001 python -m deploy validate
+with GPU_SERVER_TOKEN and VLLM_API_KEY, the keys of the two, in its .env.
 NEXT
 [ "$apply" = yes ] || printf '\nNothing was changed: add --apply.\n'

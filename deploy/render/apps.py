@@ -5,6 +5,7 @@ Secrets are never here: a settings file names none, and variables name the varia
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import tomli_w
@@ -27,6 +28,8 @@ KINDS = {
     "postgres": "tcp",
 }
 HEALTH = {"dashboard": "/api/health", "api": "/api/health"}
+WHO = "/api/v1/whoami"  # answers whoever shows a key that holds
+API_VARIABLE = "RAGDECK_API_TOKEN"  # under which the dashboard knows the API's key; its own is RAGDECK_TOKEN
 # The variable under which our programs take each service's key.
 KEY_VARIABLES = {
     "gpu-server": "GPU_SERVER_TOKEN",
@@ -53,8 +56,7 @@ def settings(site: Site, app: Service) -> dict[str, Any]:
     if site.deployment.offline:
         found["offline"] = {"hf_hub_offline": True, "transformers_offline": True, "hf_datasets_offline": True}
     if app.role == "dashboard":
-        watched = [_watched(site, app, each) for each in site.deployment.services if each != app]
-        found["services"] = watched
+        found["services"] = [entry for each in site.deployment.services if each != app for entry in _watched(site, app, each)]
         machines = _machines(site, app)
         found |= {"machines": machines} if machines else {}
     return found
@@ -98,21 +100,35 @@ def _models(site: Site, app: Service) -> dict[str, Any]:
     return found
 
 
-def _watched(site: Site, app: Service, service: Service) -> dict[str, Any]:
-    """An entry of [[services]]. What wants a key is asked for its health alone, which needs none: keys stay out of files."""
-    kind = KINDS[service.role]
-    if service.role in KEY_VARIABLES and service.token:
-        return {"name": service.name, "kind": "http", "url": f"{site.url(service, app)}/health"}
-    address = site.address(service, app)
+def _watched(site: Site, app: Service, service: Service) -> Iterator[dict[str, Any]]:
+    """Its entries of [[services]]. Keys stay out of files: an entry names the variable that holds one. The API's health is open
+    to all, so that whether its key still holds is an entry of its own."""
+    kind, address = KINDS[service.role], site.address(service, app)
     url = address if kind == "tcp" else f"http://{address}{HEALTH.get(service.role, '')}"
-    found = {"name": service.name, "kind": kind, "url": url}
+    found: dict[str, Any] = {"name": service.name, "kind": kind, "url": url}
+    if service.role in KEY_VARIABLES and service.token:
+        found["api_key_env"] = KEY_VARIABLES[service.role]
     model = site.model(service)
-    return found | ({"model": model} if model else {}) | ({"language": service.language} if service.language else {})
+    yield found | ({"model": model} if model else {}) | ({"language": service.language} if service.language else {})
+    if service.role == "api" and service.token:
+        yield {"name": f"{service.name}.key", "kind": "http", "url": f"http://{address}{WHO}", "api_key_env": API_VARIABLE}
+
+
+def restartable(site: Site, app: Service) -> list[str]:
+    """Units that the dashboard may restart on its own machine: ours, but not itself, which would cut off who asked."""
+    if app.role != "dashboard" or site.run_by(app) != "systemd":
+        return []
+    return [unit_name(each) for each in site.on(app.host, "systemd") if each != app]
+
+
+def unit_name(service: Service) -> str:
+    return f"ragdeck-{service.name}.service"
 
 
 def _machines(site: Site, app: Service) -> list[dict[str, Any]]:
-    """The other machines, over SSH, where the settings name a user for it."""
-    found = []
+    """Its own machine with the units that are ours; the others, over SSH, where the settings name a user for it."""
+    units = restartable(site, app)
+    found: list[dict[str, Any]] = [{"name": "local", "units": [*units, unit_name(app)], "restart": units}] if units else []
     for host in site.machines:
         if host.name != app.host and host.ssh_user:
             entry: dict[str, Any] = {"name": host.name, "address": host.address, "user": host.ssh_user}
@@ -126,7 +142,8 @@ def secrets(site: Site, service: Service) -> dict[str, str]:
     """Variable of the process -> variable of the secrets file that holds its value."""
     if service.role in APPS:
         found = {"RAGDECK_TOKEN": service.token} if service.token else {}
-        others = ((site.role(role), variable) for role, variable in KEY_VARIABLES.items())
+        wanted = KEY_VARIABLES | ({"api": API_VARIABLE} if service.role == "dashboard" else {})
+        others = ((site.role(role), variable) for role, variable in wanted.items())
         return found | {variable: other.token for other, variable in others if other and other.token}
     variable = {"gpu-server": "GPU_SERVER_TOKEN", "redis": "REDIS_PASSWORD", "postgres": "POSTGRES_PASSWORD"}
     return {variable.get(service.role, "VLLM_API_KEY"): service.token} if service.token else {}

@@ -98,14 +98,9 @@ def _how(site: Site, service: Service) -> dict[str, Any]:
         return {"command": ["python", "app.py"] if service.role == "dashboard" else ["python", "-m", "rag", "serve"]}
     if service.role == "milvus":
         return {"command": ["milvus", "run", "standalone"]}
-    if service.role == "redis":
-        return {
-            "command": [
-                "sh",
-                "-c",
-                f'exec redis-server --port {service.listens_on} --requirepass "$$REDIS_PASSWORD" --appendonly yes',
-            ]
-        }
+    if service.role == "redis":  # by the image's entry point, which gives up root
+        server = f'redis-server --port {service.listens_on} --requirepass "$$REDIS_PASSWORD" --appendonly yes'
+        return {"command": ["sh", "-c", f"exec docker-entrypoint.sh {server}"]}
     return {"command": ["postgres", "-p", str(service.listens_on)]}
 
 

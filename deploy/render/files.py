@@ -17,7 +17,7 @@ import yaml
 from deploy.render.site import Site
 from rag.errors import RagError
 
-HASH_LINE = re.compile(r'^(?:#|[ \t]*"x_content":) ?"?[Cc]ontent sha256 ([0-9a-f]{64})"?,?$', re.MULTILINE)
+HASH_LINE = re.compile(r'^(?:#|//|[ \t]*"x_content":) ?"?[Cc]ontent sha256 ([0-9a-f]{64})"?,?$', re.MULTILINE)
 Change = Literal["new", "changed", "unchanged", "edited", "foreign", "left over"]
 
 
@@ -44,14 +44,15 @@ def said(site: Site) -> str:
 
 
 def commented(site: Site, path: str, body: str, mode: int = 0o644) -> File:
-    """A file of a format with # comments; a line that must come first (#!, # syntax=) stays first."""
+    """A file of a format with # comments (polkit's rules: //); a line that must come first (#!, # syntax=) stays first."""
+    mark = "//" if path.endswith(".rules") else "#"
     first, rest = "", body
     if body.startswith(("#!", "# syntax=")):
         first, _, rest = body.partition("\n")
         first += "\n"
-    above = f"{first}# {said(site)}\n"
+    above = f"{first}{mark} {said(site)}\n"
     digest = hashlib.sha256((above + rest).encode()).hexdigest()
-    return File(path, f"{above}# Content sha256 {digest}\n{rest}", mode)
+    return File(path, f"{above}{mark} Content sha256 {digest}\n{rest}", mode)
 
 
 def json_file(site: Site, path: str, value: dict[str, Any]) -> File:

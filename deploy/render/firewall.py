@@ -75,6 +75,11 @@ def _gcloud(site: Site, host: Host) -> str:
     tag = f"{site.deployment.name}-{host.name}"
     lines = []
     for opening in openings(site, host):
-        networks = ",".join(dict.fromkeys(each.cidr for each in opening.clients))
-        lines.append(f"allow {tag}-{opening.name}-{opening.port} {opening.port} {networks}")
+        networks = list(dict.fromkeys(each.cidr for each in opening.clients))
+        for suffix, some in (
+            ("", [each for each in networks if ":" not in each]),
+            ("-6", [each for each in networks if ":" in each]),
+        ):
+            if some:  # a rule of Google Cloud takes addresses of one kind
+                lines.append(f"allow {tag}-{opening.name}-{opening.port}{suffix} {opening.port} {','.join(some)}")
     return filled("gcloud.sh", tag=tag, network=host.network, instance=host.name, zone=host.zone, rules="\n".join(lines))

@@ -24,7 +24,12 @@ CPU = {"dashboard": "500m", "api": "500m", "gpu-server": "2"}
 START_TRIES = {"dashboard": 30, "api": 30, "gpu-server": 60}  # of 10 s each
 MODEL_START_TRIES = 180
 END_SECONDS = {"gpu-server": 90, "dashboard": 40, "api": 40}
-QUEUE_METRIC = "ragdeck_queue_length"
+# What waits, as the adapter names it: a name of its own for each series, for of two rules with one name it keeps the last.
+WAITING_METRICS = {"te_queue_size": "ragdeck_texts_waiting", "vllm:num_requests_waiting": "ragdeck_requests_waiting"}
+# Charts whose resource definitions and values ours were checked against: name, version, project.
+MILVUS_CHART = "milvus-operator 1.3.6 (zilliztech/milvus-operator)"
+REDIS_CHART = "redis-operator 0.26.1 (OT-CONTAINER-KIT/redis-operator)"
+ADAPTER_CHART = "prometheus-adapter 5.3.0 (prometheus-community), with stores/prometheus-adapter-values.yaml"
 WAITING = {"gpu-server": "64", "llm": "4", "embedding": "32", "ocr": "4", "whisper": "4"}  # texts, or requests, a replica
 
 
@@ -98,9 +103,10 @@ def _workload(site: Site, service: Service) -> Iterator[dict[str, Any]]:
 
 
 def _scaler(service: Service) -> dict[str, Any]:
+    name = WAITING_METRICS["vllm:num_requests_waiting" if service.role in VLLM else "te_queue_size"]
     metric = {
         "type": "Pods",
-        "pods": {"metric": {"name": QUEUE_METRIC}, "target": {"type": "AverageValue", "averageValue": WAITING[service.role]}},
+        "pods": {"metric": {"name": name}, "target": {"type": "AverageValue", "averageValue": WAITING[service.role]}},
     }
     # A model takes minutes to load: grow at once, shrink slowly.
     behavior = {
@@ -258,19 +264,26 @@ def _stores(site: Site, host: Host, here: tuple[Service, ...]) -> Iterator[File]
             yield yaml_file(site, f"{host.name}/stores/milvus.yaml", _milvus(site, service))
         elif service.role == "redis":
             yield yaml_file(site, f"{host.name}/stores/redis.yaml", _redis(site, service))
-    if any(each.most_replicas > each.replicas for each in here):
+    scaled = any(each.most_replicas > each.replicas for each in here)
+    if scaled:
         yield commented(site, f"{host.name}/stores/prometheus-adapter-values.yaml", dumped(_adapter(site)))
     names = sorted({name for each in here for name in apps.secrets(site, each).values()})
-    given = " ".join(f"--from-file={name}=secrets/{name}" for name in names)
-    yield commented(
-        site, f"{host.name}/apply.sh", filled("apply.sh", namespace=site.deployment.name, secret=SECRET, literals=given), 0o755
-    )
+    lines = "".join(f"{name}=\n" for name in names)
+    yield commented(site, f"{host.name}/secrets.env.example", f"# For apply.sh: openssl rand -hex 32 for each\n{lines}", 0o600)
+    charts = [{"milvus": MILVUS_CHART, "redis": REDIS_CHART}[each.role] for each in here if each.role in ("milvus", "redis")]
+    charts += [ADAPTER_CHART] if scaled else []
+    lines = "\n".join(f"#   {each}" for each in charts) or "#   nothing"
+    values = {"namespace": site.deployment.name, "secret": SECRET, "charts": lines}
+    yield commented(site, f"{host.name}/apply.sh", filled("apply.sh", **values), 0o755)
 
 
 def _milvus(site: Site, service: Service) -> dict[str, Any]:
-    """For the Milvus operator (milvus-io/milvus-operator), API milvus.io/v1beta1. It serves at NAME-milvus."""
-    components = {"image": site.deployment.images.milvus, "proxy": {"serviceType": "ClusterIP"}}
+    """For the Milvus operator (zilliztech/milvus-operator), API milvus.io/v1beta1. It serves at NAME-milvus, on 19530: a port in
+    `config` it takes out again. Its queue is on the pod's own disk, lost with the pod, unless it is given a volume."""
+    components = {"image": site.deployment.images.milvus, "standalone": {"replicas": 1, "serviceType": "ClusterIP"}}
     kept = {"inCluster": {"deletionPolicy": "Retain", "pvcDeletion": False}}
+    claim = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "20Gi"}}}
+    queue = {"persistence": {"enabled": True, "pvcDeletion": False, "persistentVolumeClaim": {"spec": claim}}}
     return {
         "apiVersion": "milvus.io/v1beta1",
         "kind": "Milvus",
@@ -278,14 +291,15 @@ def _milvus(site: Site, service: Service) -> dict[str, Any]:
         "spec": {
             "mode": "standalone",
             "components": components,
-            "config": {"proxy": {"port": service.listens_on}},
-            "dependencies": {"etcd": kept, "storage": kept},
+            "config": {},
+            "dependencies": {"etcd": kept, "storage": kept, "msgStreamType": "rocksmq", "rocksmq": queue},
         },
     }
 
 
 def _redis(site: Site, service: Service) -> dict[str, Any]:
-    """For the Redis operator of OT-CONTAINER-KIT, API redis.redis.opstreelabs.in/v1beta2. It serves at NAME."""
+    """For the Redis operator of OT-CONTAINER-KIT, API redis.redis.opstreelabs.in/v1beta2. It serves at NAME. The password is set
+    by the entry point of the project's own image, as user 1000: any other image would serve without one."""
     claim = {"spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "10Gi"}}}}
     return {
         "apiVersion": "redis.redis.opstreelabs.in/v1beta2",
@@ -293,25 +307,26 @@ def _redis(site: Site, service: Service) -> dict[str, Any]:
         "metadata": {"name": service.name, "namespace": site.deployment.name},
         "spec": {
             "kubernetesConfig": {
-                "image": site.deployment.images.redis,
+                "image": site.deployment.images.redis_operated,
                 "imagePullPolicy": "IfNotPresent",
                 "redisSecret": {"name": SECRET, "key": service.token},
             },
             "storage": {"volumeClaimTemplate": claim},
+            "podSecurityContext": {"runAsUser": 1000, "fsGroup": 1000},
         },
     }
 
 
 def _adapter(site: Site) -> dict[str, Any]:
-    """Values for the chart of prometheus-adapter: what waits, of our server and of vLLM, as one metric of pods."""
+    """Values for the chart of prometheus-adapter: what waits, of our server and of vLLM, as metrics of pods."""
     about = {"overrides": {"namespace": {"resource": "namespace"}, "pod": {"resource": "pod"}}}
     found = []
-    for metric in ("te_queue_size", "vllm:num_requests_waiting"):
+    for metric, name in WAITING_METRICS.items():
         found.append(
             {
                 "seriesQuery": f'{{__name__="{metric}",namespace="{site.deployment.name}",pod!=""}}',
                 "resources": about,
-                "name": {"as": QUEUE_METRIC},
+                "name": {"as": name},
                 "metricsQuery": "sum(avg_over_time(<<.Series>>{<<.LabelMatchers>>}[1m])) by (<<.GroupBy>>)",
             }
         )

@@ -8,7 +8,6 @@ from typing import Any
 from deploy.render.schema import APPS, STORES, Host, Service
 from deploy.render.site import Site, has_metrics
 
-INGRESS_NAMESPACE = "ingress-nginx"
 OPERATOR_NAMESPACES = ("milvus-operator", "redis-operator")
 
 
@@ -42,7 +41,7 @@ def _of(site: Site, service: Service) -> dict[str, Any]:
     port = {"ports": [{"protocol": "TCP", "port": service.listens_on}]}
     entering: list[dict[str, Any]] = [_pods(each) for each in site.used_by(service) if each.host == service.host]
     if service.role in APPS and site.deployment.tls:
-        entering.append(_namespace(INGRESS_NAMESPACE))
+        entering.append(_namespace(site.deployment.tls.ingress_namespace))
     entering += [{"ipBlock": {"cidr": each.cidr}} for each in site.clients(service)]
     if has_metrics(service):
         entering.append(_namespace(site.deployment.monitoring.namespace))
@@ -87,7 +86,7 @@ def _policy(name: str, pods: dict[str, Any], spec: dict[str, Any]) -> dict[str, 
 
 
 def ingress(site: Site, host: Host) -> Iterator[dict[str, Any]]:
-    """TLS and WebSocket by the nginx ingress controller; only named sources get in."""
+    """TLS and WebSocket by an ingress controller that follows the annotations of ingress-nginx; only named sources get in."""
     tls = site.deployment.tls
     if tls is None:
         return
@@ -109,7 +108,7 @@ def ingress(site: Site, host: Host) -> Iterator[dict[str, Any]]:
             "kind": "Ingress",
             "metadata": {"name": service.name, "annotations": notes},
             "spec": {
-                "ingressClassName": "nginx",
+                "ingressClassName": tls.ingress_class,
                 "tls": [{"hosts": [name], "secretName": f"{service.name}-tls"}],
                 "rules": [rule],
             },

@@ -17,8 +17,22 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from deploy.render.schema import APPS, OURS, STORES, VLLM, Deployment, Firewall, Host, Images, Monitoring, Part, Service, Tls
-from deploy.render.site import Site, planned, run_by, shares_gpus
+from deploy.render.schema import (
+    APPS,
+    DEFAULT_PORTS,
+    OURS,
+    STORES,
+    VLLM,
+    Deployment,
+    Firewall,
+    Host,
+    Images,
+    Monitoring,
+    Part,
+    Service,
+    Tls,
+)
+from deploy.render.site import EVERYWHERE, Site, planned, run_by, shares_gpus
 from rag.errors import RagError
 
 LARGEST_FILE_BYTES = 200_000
@@ -223,6 +237,8 @@ def _service(index: int, service: Service, host: Host) -> Iterator[Problem]:
         yield Problem((*at, "replicas"), str(service.most_replicas), "1: it keeps its traces on a disk of its own")
     if service.role == "redis" and by == "kubernetes" and service.listens_on != 6379:
         yield Problem((*at, "port"), str(service.listens_on), "6379: the operator's Redis listens there")
+    if service.role == "milvus" and by == "kubernetes" and service.listens_on != DEFAULT_PORTS["milvus"]:
+        yield Problem((*at, "port"), str(service.listens_on), "19530: the operator takes no other port")
     if service.role in ("redis", "postgres") and by != "external" and not service.token:
         yield Problem((*at, "token"), "nothing", "the name of the variable that holds its password")
 
@@ -284,12 +300,17 @@ def _unreachable(site: Site) -> Iterator[Problem]:
 
 
 def _open(site: Site) -> Iterator[Problem]:
-    """Model servers that others reach, and that ask for no key."""
+    """Model servers that others reach, and that ask for no key. Our GPU server listens beyond loopback with a key alone, and in a
+    container its loopback is nobody else's."""
+    expected = "the name of the variable that holds its key: "
     for index, service in enumerate(site.deployment.services):
         serves = service.role in VLLM or service.role == "gpu-server"
-        if serves and not service.token and site.run_by(service) != "external" and site.exposed(service):
-            expected = "the name of the variable that holds its key: it is reached from beyond its machine"
-            yield Problem(("services", index, "token"), "nothing", expected)
+        if not serves or service.token or site.run_by(service) == "external":
+            continue
+        if site.exposed(service):
+            yield Problem(("services", index, "token"), "nothing", f"{expected}it is reached from beyond its machine")
+        elif service.role == "gpu-server" and site.binds(service) == EVERYWHERE:
+            yield Problem(("services", index, "token"), "nothing", f"{expected}without one it does not start in a container")
 
 
 def _unplanned(site: Site) -> Iterator[Problem]:

@@ -69,7 +69,8 @@ class Part(BaseModel):
 
 
 class Images(Part):
-    """Images that are used as they are or built upon, and where ours are pushed: `repository`/SERVICE:`tag`."""
+    """Images that are used as they are or built upon, and where ours are pushed: `repository`/SERVICE:`tag`. The Redis operator
+    needs the image of its own project (`redis_operated`), whose entry point sets the password."""
 
     repository: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9./:_-]*$", max_length=200)] = "ragdeck"
     tag: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=100)] = "0.1.0"
@@ -78,11 +79,13 @@ class Images(Part):
     vllm: ImageTag = "vllm/vllm-openai:v0.11.0"
     milvus: ImageTag = "milvusdb/milvus:v2.6.4"
     redis: ImageTag = "redis:7.4.1-bookworm"
+    redis_operated: ImageTag = "quay.io/opstree/redis:v7.4.8"
     postgres: ImageTag = "postgres:17.2-bookworm"
 
 
 class Tls(Part):
-    """The names under which a proxy with TLS serves dashboard and API, and who may reach it."""
+    """The names under which a proxy with TLS serves dashboard and API, and who may reach it. In a cluster that is an ingress
+    controller which follows the annotations of ingress-nginx, of class `ingress_class`, in `ingress_namespace`."""
 
     dashboard: DnsName
     api: DnsName | None = None
@@ -90,6 +93,8 @@ class Tls(Part):
     certificate: Folder
     key: Folder
     allow: tuple[Name, ...] = ()
+    ingress_class: Name = "nginx"
+    ingress_namespace: Name = "ingress-nginx"
 
 
 class Firewall(Part):

@@ -132,6 +132,12 @@ class Site:
 
     def warnings(self) -> Iterator[str]:
         """What is allowed, and better otherwise."""
+        tls = self.deployment.tls
+        if tls and tls.allow and self.deployment.host(tls.host).kind == "kubernetes":
+            yield (
+                f"who gets in ({', '.join(tls.allow)}) is an annotation of ingress-nginx, which is no longer maintained: the "
+                f"controller of class {tls.ingress_class} must be one that follows it, or everybody gets in."
+            )
         for service in self.deployment.services:
             host, address = self.host(service), self.host(service).address
             if host.kind == "machine" and self.exposed(service) and ipaddress.ip_address(address).is_global:

@@ -31,7 +31,7 @@ def _servers_first(site: Site) -> list[Host]:
 def _steps(site: Site, host: Host) -> Iterator[str]:
     where = f"On {host.name} ({host.address}), in {host.name}/"
     if host.kind == "kubernetes":
-        yield f"With kubectl set to {host.name}, in {host.name}/: make secrets/ with a file a secret, then ./apply.sh"
+        yield f"With kubectl set to {host.name}, in {host.name}/: copy secrets.env.example to secrets.env, fill it in; ./apply.sh"
         return
     if site.deployment.firewall is not None:
         yield f"{where}firewall as root: ./ufw.sh; where Docker publishes ports also install ragdeck-firewall.service."

@@ -20,6 +20,11 @@ for unit in $units; do
     if [ -f "$name.toml" ]; then install -m 0644 "$name.toml" "@CONFIG@/$name.toml"; fi
     install -m 0644 "$unit" "/etc/systemd/system/$unit"
 done
+# Lets the dashboard restart the other units; polkit before 0.106 knows no such rules, and leaves it as it was.
+if [ -f polkit.rules ]; then
+    [ -d /etc/polkit-1/rules.d ] || install -d -m 0755 /etc/polkit-1/rules.d
+    install -m 0644 polkit.rules /etc/polkit-1/rules.d/50-ragdeck.rules
+fi
 systemctl daemon-reload
 [ -z "${missing:-}" ] || exit 1
 for unit in $units; do

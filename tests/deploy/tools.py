@@ -23,5 +23,5 @@ def tool(name: str) -> str | None:
 def ran(*command: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """What a tool says, both streams in `stdout`."""
     return subprocess.run(
-        [str(each) for each in command], cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60
+        [str(each) for each in command], cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=150
     )  # fmt: skip
