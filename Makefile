@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: dashboard test test-long serve bench lint story
+.PHONY: dashboard test test-long serve bench lint audit story
 
 dashboard: $(VENV)/installed
 	$(RUN)/python app.py
@@ -22,6 +22,9 @@ lint: $(VENV)/installed-dev
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
+
+audit: $(VENV)/installed-dev
+	$(RUN)/python scripts/audit_dependencies.py --advisories require
 
 bench: $(VENV)/installed-dev
 	$(RUN)/python -m benchmarks

@@ -24,6 +24,7 @@ from settings import SECRETS, VERSION, Settings, SettingsError, load
 
 ROOT = Path(__file__).parents[1]
 STARTER = "starter"
+ELSEWHERE = "Correct that, or choose another place with --out and --work; then run it again: what is done is kept."
 NOT_CARRIED = frozenset({"RAGDECK_DATA", "RAGDECK_CONFIG", "EMBEDDING_MODEL", "RERANKER_MODEL", "RAGDECK_LOCAL_MODEL"})
 
 
@@ -50,11 +51,17 @@ def run(arguments: argparse.Namespace) -> int:
     out = arguments.out.absolute()
     work = (arguments.work or out.with_name(out.name + ".work")).absolute()
     say = _progress if sys.stderr.isatty() and not arguments.json else lambda text: None
-    made = bundle.make(wanted(arguments), out, work, datetime.now(UTC).isoformat(timespec="seconds"), say)
+    asked = wanted(arguments)
+    try:
+        made = bundle.make(asked, out, work, datetime.now(UTC).isoformat(timespec="seconds"), say)
+    except OSError as problem:  # a disk that is full, read-only or gone, wherever it was met
+        place = problem.filename or f"{out} or {work}"
+        message = f"{place}: {problem.strerror or problem}"
+        raise RagError(message, kind="bad_input", next_step=ELSEWHERE) from problem
     if arguments.json:
         print(json.dumps({**asdict(made), "out": str(out), "work": str(work)}, ensure_ascii=False))
         return 0
-    print(f"\r{out}: {made.parts} parts, {made.bytes:,} bytes, {made.files:,} files, bundle {made.id}")
+    print(f"\r{out}: {made.parts} part(s), {made.bytes:,} bytes, {made.files:,} files, bundle {made.id}")
     print(f"checksum of SHA256SUMS, to be told by another way: {made.digest}")
     if made.contents["secrets"]:
         print(f"not in the bundle, to be set over there: {', '.join(made.contents['secrets'])}")

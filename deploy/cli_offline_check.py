@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from dotenv import dotenv_values
 from pydantic import SecretStr
 
 from deploy.cli_bundle import local_models
-from deploy.offline import completeness, proof, running, static_checks
+from deploy.offline import completeness, proof, running, static_checks, variables
 from deploy.offline.findings import Finding
 from rag.errors import RagError
 from settings import Settings, SettingsError, load
@@ -76,6 +77,8 @@ def _static(root: Path, settings: Settings, models: list[str], allowed: frozense
     yield from static_checks.endpoints(list(addresses(settings)), allowed)
     environ = {**{name: "1" for name, value in in_force.items() if value}, **os.environ}
     yield from static_checks.telemetry(root, environ)
+    carried = {name: value for name, value in dotenv_values(root / ".env", interpolate=False).items() if value}
+    yield from variables.findings({**carried, **environ}, allowed)
     yield from static_checks.theme(root)
     yield from static_checks.source(root)
     names = [*(model.name for model in local_models(settings)), *models, *_starter(settings)]

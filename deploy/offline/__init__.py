@@ -1,4 +1,4 @@
-"""Moving RAG Deck into a network without internet: pack it (`bundle`), unpack it (`installer`), prove it (`check`) before.
+"""Moving RAG Deck into a network without internet: pack it (`bundle`), unpack it (`installer`), prove it (`running`) before.
 
-`installer.py` travels in the bundle as `install.py` and runs before anything is installed: standard library only.
+`installer/` travels in the bundle beside `install.py` and runs before anything is installed: standard library only.
 """

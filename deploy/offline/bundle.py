@@ -22,10 +22,18 @@ from rag.errors import RagError
 
 INSTALLER = Path(__file__).parent / "installer"
 FIRST_BYTES = 1_000_000_000
+ORDER = ("models", "images", "wheels", "config", "app")
 ENTRY_POINT = '''#!/usr/bin/env python3
 """Installs the bundle that this file lies in: `python3 install.py --to DIR --start`. Needs Python 3.11 or newer, no more."""
 
 import sys
+
+if sys.version_info < (3, 11):  # before anything that an older one cannot even read
+    sys.stderr.write("error: install.py needs Python 3.11 or newer, and %s is %d.%d\\n"
+                     % ((sys.executable,) + sys.version_info[:2]))
+    sys.stderr.write("       Run it by a newer one, such as: python3.11 install.py --to DIR\\n")
+    sys.exit(1)
+
 from pathlib import Path
 
 from ragdeck_installer.command import main
@@ -84,22 +92,47 @@ def make(wanted: Wanted, out: Path, work: Path, made_at: str, say: Callable[[str
     found = (
         wheels.collect(wanted.root / wanted.requirements, work, wanted.target, wanted.sources, say) if wanted.requirements else []
     )
-    saved = images.save(wanted.images, work, say)
+    saved = images.save(wanted.images, work, wanted.target.platform, say)
     say("reading every file for its checksum")
     entries, model_settings = _entries(wanted, places, found, saved, work)
     contents = _contents(wanted, [place for _, place in places], found, model_settings)
     key = {"python": wanted.target.python, "platform": wanted.target.platform}
     plan = parts.plan_id(entries, part_bytes=wanted.part_bytes, version=wanted.version, contents=contents, **key)
+    made_at = _made_before(out, plan) or made_at
     (out / "SHA256SUMS").unlink(missing_ok=True)
-    written = parts.write_parts(entries, out, wanted.part_bytes, plan, say)
+    written = parts.write_parts(entries, out, wanted.part_bytes, say)
     manifest: dict[str, Any] = {"format": FORMAT, "id": plan, "version": wanted.version, "made_at": made_at, **key}
     manifest |= {"contents": contents, "total_bytes": sum(each.bytes for each in entries), "part_bytes": wanted.part_bytes}
     manifest |= {"parts": parts.listed(written), "files": [each.listed() for each in entries]}
     packages = [sbom.read_wheel(each) for each in found]
-    models = [(place.name, place.revision) for _, place in places]
-    bill = sbom.bill(wanted.version, made_at, plan, packages, models, wanted.images)
+    bill = sbom.bill(wanted.version, made_at, plan, packages, _billed(places, entries), _billed_images(saved, entries, wanted))
     digest = _write_beside(out, manifest, bill)
     return Made(out, plan, len(written), sum(part.bytes for part in written), len(entries), digest, contents)
+
+
+def _made_before(out: Path, plan: str) -> str | None:
+    """When the same bundle was made there before: made again it keeps its checksum, which somebody may have told already."""
+    try:
+        before = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+        return str(before["made_at"]) if before["id"] == plan else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def _billed(places: Sequence[tuple[Model, completeness.Place]], entries: Sequence[Entry]) -> list[sbom.Model]:
+    """The models with the checksum of each of their files."""
+    digests, found = {each.source: each.sha256 for each in entries}, dict[str, sbom.Model]()
+    for _, place in places:
+        assert place.folder is not None
+        files = tuple((name, digests[path]) for name, path in _whole(place.folder))
+        found[place.name] = sbom.Model(place.name, place.revision, completeness.licence(place.folder), files)
+    return list(found.values())
+
+
+def _billed_images(saved: Sequence[Path], entries: Sequence[Entry], wanted: Wanted) -> list[tuple[str, str]]:
+    """(name, sha256 of its archive)."""
+    digests = {each.source: each.sha256 for each in entries}
+    return [(name, digests[path]) for name, path in zip(wanted.images, saved, strict=True)]
 
 
 def _contents(
@@ -127,7 +160,11 @@ def _need_room(work: Path) -> None:
 
 def _places(wanted: Wanted) -> list[tuple[Model, completeness.Place]]:
     """Where the models lie. Raises RagError that lists everything that is not whole: over there it could not be repaired."""
-    places = [(model, completeness.find(model.name, wanted.cache)) for model in wanted.models]
+    places: list[tuple[Model, completeness.Place]] = []
+    for model in dict.fromkeys(wanted.models):
+        place = completeness.find(model.name, wanted.cache)
+        if model.setting or place.folder is None or place.folder not in [other.folder for _, other in places]:
+            places.append((model, place))
     bad = [each for _, place in places for each in completeness.problems(place) if each.code != "trust_remote_code"]
     if bad:
         lines = "\n".join(f"  {each.what} ({each.where})" for each in bad)
@@ -158,7 +195,12 @@ def _entries(
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")
         files[f"config/{name}"] = path
-    return [parts.entry(name, path) for name, path in sorted(files.items())], model_settings
+    return [parts.entry(name, files[name]) for name in sorted(files, key=_stable_first)], model_settings
+
+
+def _stable_first(name: str) -> tuple[int, str]:
+    """Models, images, wheels, then what changes often: the next version's bundle shares its first parts with this one."""
+    return ORDER.index(name.partition("/")[0]), name
 
 
 def _snapshot(root: Path, folder: Path) -> dict[str, Path]:

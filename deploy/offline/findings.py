@@ -17,6 +17,8 @@ CURES = {
     "model_ref_missing": "Download the model again: without refs/main a look-up by name finds nothing offline.",
     "model_incomplete": "Finish the download, or delete the unfinished file and download again.",
     "trust_remote_code": "Use a model that transformers supports itself, or copy its code into the model's folder and review it.",
+    "download_call": "Fetch it before the move and load it from a file, or switch off what calls it.",
+    "proxy_set": "Unset it for the services over there, or show that the proxy reaches nothing but the network inside.",
     "telemetry": "Switch it off as said, in the file or by the environment variable.",
     "remote_asset": "Serve the script, style or image from the program itself.",
     "remote_font": "Ship the font's file and refer to it by a relative path, or use a system font.",

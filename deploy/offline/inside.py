@@ -1,7 +1,7 @@
 """Runs the app headless where nothing outside can be reached, and uses it as people do: page, assets, a query, every page.
 
 `python -m deploy.offline.inside JOB.json` runs it; `running.py` starts it, in a network namespace where there can be one.
-Imports nothing of ours but `page`, so that what it reports is the app's doing and not its own.
+Imports nothing of ours but `page` and `resolver`, so that what it reports is the app's doing and not its own.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import signal
+import site
 import socket
 import struct
 import subprocess
@@ -23,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deploy.offline import page
+from deploy.offline import page, resolver
 
 START_SECONDS, QUERY_SECONDS, PAGE_SECONDS, END_SECONDS, CALL_SECONDS = 120.0, 240.0, 25.0, 60.0, 120.0
 MOST_ASSETS = 400
@@ -58,9 +60,12 @@ def main(path: str) -> int:
     job = Job(**json.loads(Path(path).read_text(encoding="utf-8")))
     if job.namespace:
         loopback_up()
-    before = unrouted()
-    report = use(job)
-    report["unrouted_packets"] = unrouted() - before if job.namespace else None
+    with resolver.listening(_name_servers() if job.namespace else []) as asked:
+        alone = _python_alone(job, asked) if job.namespace else None
+        before = unrouted()
+        report = use(job)
+        report["unrouted_packets"] = unrouted() - before if job.namespace else None
+        report |= {"looked_up": sorted({tuple(each) for each in asked}), "python_alone": alone}
     Path(job.report).write_text(json.dumps(report), encoding="utf-8")
     return 0
 
@@ -84,6 +89,28 @@ def use(job: Job) -> dict[str, Any]:
         return report
     finally:
         _end(app)
+
+
+def _name_servers() -> list[str]:
+    with contextlib.suppress(OSError):
+        return resolver.servers(Path("/etc/resolv.conf").read_text(encoding="utf-8", errors="replace"))
+    return resolver.servers("")
+
+
+def _python_alone(job: Job, asked: list[resolver.Question]) -> dict[str, Any]:
+    """What an interpreter sends that runs nothing: code in `.pth` files runs before the hook can see it."""
+    before = unrouted()
+    with contextlib.suppress(subprocess.SubprocessError):
+        subprocess.run(
+            [sys.executable, "-c", "pass"], cwd=job.root, env=job.environment, capture_output=True, timeout=CALL_SECONDS
+        )
+    return {"packets": unrouted() - before, "names": sorted({each.name for each in asked}), "files": _files_with_code()}
+
+
+def _files_with_code() -> list[str]:
+    """`.pth` files that run code at each start of this Python."""
+    files = [path for folder in site.getsitepackages() for path in sorted(Path(folder).glob("*.pth"))]
+    return [str(path) for path in files if re.search(r"^import[ \t]", path.read_text(encoding="utf-8", errors="replace"), re.M)]
 
 
 def loopback_up() -> None:

@@ -11,16 +11,20 @@ from html.parser import HTMLParser
 from typing import NamedTuple
 
 # Printable ASCII without quotes, brackets and backslash: what a URL ends at in a page, and in the bytes of a message.
-REMOTE = r"(?:https?:)?//(?![/'\"\s>])[\w.-]+\.[a-zA-Z]{2,}[!#-&(*-;=?-\[\]-~]*"
-IN_STYLE = re.compile(rf"(?:url\(\s*|@import\s+(?:url\(\s*)?)['\"]?({REMOTE})", re.I)
+REMOTE = r"(?:https?:|wss?:)?//(?![/'\"\s>])[\w.-]+\.[a-zA-Z]{2,}[!#-&(*-;=?-\[\]-~]*"
+IN_STYLE = re.compile(rf"(?:url\(\s*|image-set\(\s*|@import\s+(?:url\(\s*)?)['\"]?({REMOTE})", re.I)
 IN_SCRIPT = re.compile(
-    rf"(?:\bimport\(|\bimport\s*|\bfrom\s*|importScripts\(|new Worker\(|\bfetch\(|\.src\s*=\s*)\s*[`'\"]({REMOTE})"
+    r"(?:\bimport\(|\bimport\s*|\bfrom\s*|importScripts\(|new (?:Shared)?Worker\(|new EventSource\(|new WebSocket\(|\bfetch\("
+    rf"|sendBeacon\(|\.open\(\s*['\"](?:GET|POST|PUT|HEAD)['\"]\s*,|\.src\s*=\s*)\s*[`'\"]({REMOTE})"
 )
-TAG = re.compile(r"<(?:script|link|img|iframe|source|video|audio|embed|object|style|image|use)\b[^<>]{0,2000}>", re.I)
+TAG = re.compile(
+    r"<(?:script|link|img|iframe|frame|source|track|video|audio|embed|object|input|base|style|image|use)\b[^<>]{0,2000}>", re.I
+)
 FONT = re.compile(r"\.(woff2?|ttf|otf|eot)\b|fonts?[./]", re.I)
 LOADING = {
     "script": ("src",), "img": ("src", "srcset"), "iframe": ("src",), "source": ("src", "srcset"), "video": ("src", "poster"),
     "audio": ("src",), "embed": ("src",), "object": ("data",), "image": ("href", "xlink:href"), "use": ("href", "xlink:href"),
+    "frame": ("src",), "track": ("src",), "input": ("src",), "base": ("href",),
 }  # fmt: skip
 LOADING_LINKS = frozenset({"stylesheet", "preload", "modulepreload", "prefetch", "preconnect", "dns-prefetch", "icon",
                            "shortcut", "manifest", "apple-touch-icon"})  # fmt: skip

@@ -1,7 +1,8 @@
 """Files to fixed-size parts of one tar archive, each of which can be written alone: what makes a bundle resumable.
 
 The archive is a function of the files (order, names, sizes, contents, whether executable), so a part's bytes are known by its
-number; `cat part-* | tar x` unpacks it without this program. Knows nothing of what the files are.
+number, and a part whose pieces of files are the same as before stays; `cat part-* | tar x` unpacks it without this program.
+Knows nothing of what the files are.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import bisect
 import hashlib
 import json
 import os
+import re
 import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -73,16 +75,28 @@ class Archive:
         self._starts = list(accumulate(sizes, initial=0))
         self.bytes = self._starts[-1]
 
+    def key(self, start: int, end: int) -> str:
+        """What these bytes are made of, without reading them: the same key, the same bytes."""
+        digest = hashlib.sha256()
+        for piece, offset, count in self._pieces_of(start, end):
+            own = piece.sha256.encode() if isinstance(piece, Entry) else piece
+            digest.update(b"%d %d %d " % (len(own), offset, count) + own)
+        return digest.hexdigest()
+
     def read(self, start: int, end: int) -> Iterator[bytes]:
         """The bytes from `start` to before `end`. Raises RagError for a file that changed since it was hashed."""
-        number = bisect.bisect_right(self._starts, start) - 1
-        while start < end:
-            piece, offset = self._pieces[number], start - self._starts[number]
-            count = min(end, self._starts[number + 1]) - start
+        for piece, offset, count in self._pieces_of(start, end):
             if isinstance(piece, Entry):
                 yield from _file(piece, offset, count)
             else:
                 yield piece[offset : offset + count]
+
+    def _pieces_of(self, start: int, end: int) -> Iterator[tuple[bytes | Entry, int, int]]:
+        """(piece, where in it, how many bytes of it)."""
+        number = bisect.bisect_right(self._starts, start) - 1
+        while start < end:
+            count = min(end, self._starts[number + 1]) - start
+            yield self._pieces[number], start - self._starts[number], count
             start += count
             number += 1
 
@@ -110,35 +124,36 @@ def _file(each: Entry, offset: int, count: int) -> Iterator[bytes]:
             yield chunk
 
 
-def write_parts(entries: Sequence[Entry], out: Path, part_bytes: int, plan: str, say: Callable[[str], None]) -> list[Part]:
+def write_parts(entries: Sequence[Entry], out: Path, part_bytes: int, say: Callable[[str], None]) -> list[Part]:
     """Writes `part-00001.tar` … into `out`; parts that are there and right stay. Raises RagError (no room, a file changed)."""
     archive = Archive(entries)
     spans = [(start, min(start + part_bytes, archive.bytes)) for start in range(0, archive.bytes, part_bytes)]
     names = [f"part-{number:05d}.tar" for number in range(1, len(spans) + 1)]
-    done = _right(out, plan, names, spans)
+    keys = {name: archive.key(*span) for name, span in zip(names, spans, strict=True)}
+    done = _right(out, keys, dict(zip(names, spans, strict=True)))
     _need_room(out, sum(end - start for name, (start, end) in zip(names, spans, strict=True) if name not in done))
-    for stale in {path.name for path in out.glob("part-*")} - set(names):
+    ours = {path.name for path in out.glob("part-*") if re.fullmatch(r"part-\d{5}\.(tar|unfinished)", path.name)}
+    for stale in ours - set(names):
         (out / stale).unlink()
     for number, (name, (start, end)) in enumerate(zip(names, spans, strict=True), 1):
         if name not in done:
             done[name] = _write(archive, start, end, out / name)
-            _save(out / STATE, plan, done)
+            _save(out / STATE, keys, done)
         say(f"part {number} of {len(names)}")
     return [Part(name, end - start, done[name]) for name, (start, end) in zip(names, spans, strict=True)]
 
 
-def _right(out: Path, plan: str, names: Sequence[str], spans: Sequence[tuple[int, int]]) -> dict[str, str]:
-    """Checksums of the parts of this plan that are there, whole and as they were written."""
+def _right(out: Path, keys: Mapping[str, str], spans: Mapping[str, tuple[int, int]]) -> dict[str, str]:
+    """Checksums of the parts that are there, whole, as they were written, and made of the same pieces."""
     try:
-        state = json.loads((out / STATE).read_text(encoding="utf-8"))
-        known = dict(state["parts"]) if state["plan"] == plan else {}
-    except (OSError, ValueError, LookupError, TypeError):
+        known = {str(name): (str(key), str(digest)) for name, (key, digest) in json.loads((out / STATE).read_text()).items()}
+    except (OSError, ValueError, AttributeError, TypeError):
         return {}
     found = {}
-    for name, (start, end) in zip(names, spans, strict=True):
-        path = out / name
-        if name in known and path.is_file() and path.stat().st_size == end - start and sha256(path) == known[name]:
-            found[name] = str(known[name])
+    for name, (start, end) in spans.items():
+        path, (key, digest) = out / name, known.get(name, ("", ""))
+        if key == keys[name] and path.is_file() and path.stat().st_size == end - start and sha256(path) == digest:
+            found[name] = digest
     return found
 
 
@@ -154,9 +169,9 @@ def _write(archive: Archive, start: int, end: int, path: Path) -> str:
     return digest.hexdigest()
 
 
-def _save(path: Path, plan: str, parts: Mapping[str, str]) -> None:
+def _save(path: Path, keys: Mapping[str, str], parts: Mapping[str, str]) -> None:
     unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps({"plan": plan, "parts": parts}), encoding="utf-8")
+    unfinished.write_text(json.dumps({name: (keys[name], digest) for name, digest in parts.items()}), encoding="utf-8")
     unfinished.replace(path)
 
 

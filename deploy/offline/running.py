@@ -121,7 +121,12 @@ def _attempts(notes: Path) -> list[dict[str, Any]]:
 def _findings(report: Mapping[str, Any], attempts: list[dict[str, Any]], root: Path, allowed: frozenset[str]) -> list[Finding]:
     outside = [each for each in attempts if each["kind"] != "process" and is_outside(str(each["host"]), allowed)]
     found = [_of_attempt(each, report, root) for each in outside]
-    reached = [each for each in attempts if each["kind"] != "process"]
+    found += _unseen_names(report, attempts, allowed)
+    alone = report.get("python_alone") or {}
+    if alone.get("packets") or alone.get("names"):
+        what = f"starting Python alone sends {alone['packets']} packets and looks up {', '.join(alone['names']) or 'nothing'}"
+        found.append(Finding("outbound_unseen", what, f"files that run code then: {', '.join(alone['files']) or 'none'}"))
+    reached = [each for each in attempts if each["kind"] not in ("process", "lookup")]
     if report.get("unrouted_packets") and not reached:
         programs = sorted({str(each["host"]) for each in attempts if each["kind"] == "process"})
         what = f"{report['unrouted_packets']} packets had no route, and no Python code sent them"
@@ -135,6 +140,20 @@ def _findings(report: Mapping[str, Any], attempts: list[dict[str, Any]], root: P
     for each in served:
         found.append(Finding("remote_font" if each["is_font"] else "remote_asset", each["url"], each["where"]))
     return [*found, *_policy(report["policy"])]
+
+
+def _unseen_names(report: Mapping[str, Any], attempts: list[dict[str, Any]], allowed: frozenset[str]) -> list[Finding]:
+    """Names that the resolver was asked for and the hook was not: C code, or another program. A search domain may hang on."""
+    seen = {str(each["host"]).lower().rstrip(".") for each in attempts if each["kind"] == "lookup"}
+    asked: dict[str, str] = {}
+    for name, program in report.get("looked_up") or ():
+        own = any(name == each or name.startswith(f"{each}.") for each in seen)
+        if not own and is_outside(name, allowed):
+            asked.setdefault(name, program)
+    return [
+        Finding("dns_lookup", f"look-up of {name}, not by Python code", program or "a program that had ended")
+        for name, program in asked.items()
+    ]
 
 
 def _policy(policy: str | None) -> list[Finding]:

@@ -38,6 +38,16 @@ class Wheel:
         return f"pkg:pypi/{self.name}@{self.version.replace('+', '%2B')}"
 
 
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model with (path, sha256) of each of its files; the licence as its card names it."""
+
+    name: str
+    revision: str | None
+    licence: str | None
+    files: tuple[tuple[str, str], ...]
+
+
 def read_wheel(path: Path) -> Wheel:
     """Raises zipfile.BadZipFile or LookupError for what is no wheel."""
     with zipfile.ZipFile(path) as archive:
@@ -79,22 +89,18 @@ def bill(
     made_at: str,
     bundle_id: str,
     wheels: Sequence[Wheel],
-    models: Sequence[tuple[str, str | None]],
-    images: Sequence[str],
+    models: Sequence[Model],
+    images: Sequence[tuple[str, str]],
 ) -> dict[str, Any]:
-    """The bill of materials; `made_at` is RFC 3339, a model is (name, revision), https://cyclonedx.org/docs/1.6/json/."""
+    """The bill of materials; `made_at` is RFC 3339, an image is (name, sha256 of its archive),
+    https://cyclonedx.org/docs/1.6/json/."""
     own = {"type": "application", "bom-ref": "ragdeck", "name": "ragdeck", "version": version}
     components = [component(wheel) for wheel in wheels]
+    components += [_model(model) for model in models]
     components += [
-        {
-            "type": "machine-learning-model",
-            "bom-ref": f"model:{name}",
-            "name": name,
-            **({"version": revision} if revision else {}),
-        }
-        for name, revision in models
+        {"type": "container", "bom-ref": f"image:{name}", "name": name, **_hashes(digest)}
+        for name, digest in dict(images).items()
     ]
-    components += [{"type": "container", "bom-ref": f"image:{name}", "name": name} for name in images]
     by_name = {wheel.name: wheel.purl for wheel in wheels}
     depends = [{"ref": "ragdeck", "dependsOn": [str(each["bom-ref"]) for each in components]}]
     depends += [{"ref": wheel.purl, "dependsOn": [by_name[name] for name in wheel.needs if name in by_name]} for wheel in wheels]
@@ -109,9 +115,31 @@ def bill(
     }
 
 
+def _model(model: Model) -> dict[str, Any]:
+    """A model and its files, each with its checksum."""
+    files = [
+        {"type": "file", "bom-ref": f"model:{model.name}:{path}", "name": path, **_hashes(digest)} for path, digest in model.files
+    ]
+    return {
+        "type": "machine-learning-model",
+        "bom-ref": f"model:{model.name}",
+        "name": model.name,
+        **({"version": model.revision} if model.revision else {}),
+        **_licences(model.licence),
+        "components": files,
+    }
+
+
+def _hashes(digest: str) -> dict[str, Any]:
+    return {"hashes": [{"alg": "SHA-256", "content": digest}]} if digest else {}
+
+
+def _licences(name: str | None) -> dict[str, Any]:
+    return {"licenses": [{"license": {"name": name}}]} if name else {}
+
+
 def component(wheel: Wheel) -> dict[str, Any]:
     """A package as CycloneDX has it; what is not known of it is left out."""
-    licence = {"licenses": [{"license": {"name": wheel.licence}}]} if wheel.licence else {}
     return {
         "type": "library",
         "bom-ref": wheel.purl,
@@ -119,6 +147,6 @@ def component(wheel: Wheel) -> dict[str, Any]:
         "version": wheel.version,
         **({"description": wheel.summary} if wheel.summary else {}),
         "purl": wheel.purl,
-        **({"hashes": [{"alg": "SHA-256", "content": wheel.sha256}]} if wheel.sha256 else {}),
-        **licence,
+        **_hashes(wheel.sha256),
+        **_licences(wheel.licence),
     }

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 TOP_FILES = ("*.py", "requirements*.txt", "README.md", "LICENSE*", "SECURITY.md", "Makefile", "pyproject.toml",
              "dashboard.example.toml", ".env.example", ".streamlit/config.toml")  # fmt: skip
@@ -55,7 +54,7 @@ def without_secrets(
             return [cleaned(item, f"{key}.{_name(item, index)}") for index, item in enumerate(value)]
         plain = without_user(value) if isinstance(value, str) else value
         if plain != value:
-            left_out.append(f"{key} (user and password in the URL)")
+            left_out.append(f"{key} (user, password or query of the address)")
         return plain
 
     def secret(key: str, name: str) -> bool:
@@ -74,9 +73,14 @@ def _name(item: Any, index: int) -> str:
     return str(item.get("name", index)) if isinstance(item, Mapping) else str(index)
 
 
+_URL = re.compile(r"([A-Za-z][\w+.-]*://)\S+|[^\s/@]*:[^\s/]*@\S+|[\w.-]+:\d+[/?#]\S*")
+
+
 def without_user(text: str) -> str:
-    """A URL without user, password and query; other text as it is."""
-    if not re.match(r"^[A-Za-z][\w+.-]*://\S*@", text):
+    """An address, also one without a scheme, without user, password, query and fragment; other text as it is."""
+    found = _URL.fullmatch(text)
+    if found is None:
         return text
-    parts = urlsplit(text)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
+    scheme = found[1] or ""
+    plain = re.sub(r"[?#].*$", "", text[len(scheme) :].rpartition("@")[2])  # a password may hold what nobody escaped
+    return scheme + plain

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deploy.offline import completeness, page
+from deploy.offline import calls, completeness, page
 from deploy.offline.findings import Finding
 from deploy.offline.hosts import host_of, is_outside
 
@@ -81,6 +81,7 @@ def source(root: Path) -> Iterator[Finding]:
         for number, line in enumerate(text.splitlines(), 1):
             if TRUST.search(line.split("#")[0]):
                 yield Finding("trust_remote_code", "a model is loaded with trust_remote_code=True", f"{path}:{number}")
+        yield from (Finding(each.code, each.what, f"{path}:{each.line}") for each in calls.in_source(text))
 
 
 def models(names: Sequence[str], cache: Path) -> Iterator[Finding]:

@@ -14,10 +14,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from deploy.offline import closure
 from rag.errors import RagError
 
 DOWNLOAD_SECONDS, BUILD_SECONDS = 3600.0, 900.0
-MOST_BUILDS = 40
+MOST_BUILDS, MOST_ROUNDS = 40, 20
 LEGACY = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
 
 
@@ -69,7 +70,27 @@ def collect(requirements: Path, work: Path, target: Target, sources: Sources, sa
     key = hashlib.sha256(_flat(requirements).encode() + repr((target, sources)).encode()).hexdigest()[:12]
     folder = work / f"wheels-{key}"
     folder.mkdir(parents=True, exist_ok=True)
-    command = [*_pip("download", folder, target, sources), "-r", str(requirements)]
+    _drop_torn(folder)
+    _download(["-r", str(requirements)], folder, target, sources, say)
+    for _ in range(MOST_ROUNDS):
+        found = sorted(folder.glob("*.whl"))
+        lacking = closure.missing(found, _flat(requirements).splitlines(), target.python, target.platform)
+        if not lacking:
+            break
+        say(f"fetching {', '.join(lacking)}, which the target needs and this machine does not")
+        _download(["--no-deps", *lacking], folder, target, sources, say)
+    else:
+        raise RagError(
+            f"the wheels still lack {', '.join(lacking)} for Python {target.python} on {target.platform}",
+            kind="not_found",
+            next_step="Give a folder that has them with --find-links, or make the bundle with that Python.",
+        )
+    _add_pip(folder, target, sources)
+    return sorted(folder.glob("*.whl"))
+
+
+def _download(what: list[str], folder: Path, target: Target, sources: Sources, say: Callable[[str], None]) -> None:
+    command = [*_pip("download", folder, target, sources), *what]
     built: set[str] = set()
     while (problem := _pip_problem(command, DOWNLOAD_SECONDS)) is not None:
         name = _source_only(problem)
@@ -82,8 +103,13 @@ def collect(requirements: Path, work: Path, target: Target, sources: Sources, sa
         say(f"building {name}, which is offered as source only")
         built.add(name)
         _build(name, folder, sources)
-    _add_pip(folder, target, sources)
-    return sorted(folder.glob("*.whl"))
+
+
+def _drop_torn(folder: Path) -> None:
+    """Wheels that a run which was killed left half copied: pip would take them for whole."""
+    for wheel in folder.glob("*.whl"):
+        if not zipfile.is_zipfile(wheel):
+            wheel.unlink()
 
 
 def installed_bytes(wheels: Sequence[Path]) -> int:

@@ -19,8 +19,9 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
 from deploy import cli_bundle
-from deploy.offline import bundle, completeness, images, parts, sbom, sources, wheels
-from deploy.offline.installer import command, environment, unpacking, verifying
+from deploy.__main__ import main as deploy_main
+from deploy.offline import bundle, completeness, sbom, sources, wheels
+from deploy.offline.installer import command, unpacking, verifying
 from deploy.offline.installer.errors import InstallError
 from rag.errors import RagError
 
@@ -166,74 +167,58 @@ def test_the_bill_of_materials_is_valid_cyclonedx(made: Path):
     assert any(each["type"] == "machine-learning-model" for each in bill["components"])
 
 
-def test_a_wheel_of_a_local_build_keeps_its_version_in_the_bill(tmp_path: Path):
-    found = sbom.read_wheel(wheel(tmp_path, "torch", "2.0+cpu"))
-    assert (found.version, found.purl) == ("2.0+cpu", "pkg:pypi/torch@2.0%2Bcpu")
+def test_another_program_leaves_the_parts_of_the_models_as_they_are(tmp_path: Path):
+    """A new version of a bundle of 200 GB: only what differs is written, and carried."""
+    big = model(tmp_path / "big")
+    (big / "vocab.txt").write_bytes(os.urandom(3_500_000))
+    for number in ("1", "2"):
+        program(tmp_path / "program", number + " a version of another length" * int(number))
+        asked = wanted(tmp_path / "program", None, models=(bundle.Model(str(big)),))
+        bundle.make(asked, tmp_path / "bundle", tmp_path / "work", "2026-01-01T00:00:00+00:00", QUIET)
+        if number == "1":
+            before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "bundle").glob("part-*")}
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "bundle").glob("part-*")}
+    assert len(after) == 4 and {name for name in after if before[name] != after[name]} == {"part-00004.tar"}
+    command.install(tmp_path / "bundle", tmp_path / "there", sys.executable, QUIET, QUIET)
+    assert "2 a version" in (tmp_path / "there" / "app" / "app.py").read_text()
 
 
-def test_parts_that_are_right_are_not_written_again_and_wrong_ones_are(tmp_path: Path):
-    source = tmp_path / "big.bin"
-    source.write_bytes(os.urandom(3_500_000))
-    entries = [parts.entry("big.bin", source)]
-    first = parts.write_parts(entries, tmp_path, 1_000_000, "plan", QUIET)
-    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("part-*")}
-    (tmp_path / "part-00002.tar").write_bytes(b"x" * 1_000_000)
-    (tmp_path / "part-00003.tar").unlink()
-    assert parts.write_parts(entries, tmp_path, 1_000_000, "plan", QUIET) == first
-    after = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("part-*")}
-    assert {name for name in before if before[name] == after[name]} == {"part-00001.tar", "part-00004.tar"}
+def test_made_again_it_is_the_same_to_the_last_byte(tmp_path: Path):
+    asked = wanted(program(tmp_path / "program"), None)
+    made = [bundle.make(asked, tmp_path / "bundle", tmp_path / "work", f"2026-01-0{day}T00:00:00+00:00", QUIET) for day in (1, 2)]
+    assert made[0].digest == made[1].digest, "its checksum may have been told already"
+    bill = json.loads((tmp_path / "bundle" / "sbom.cdx.json").read_text())
+    assert bill["metadata"]["timestamp"] == "2026-01-01T00:00:00+00:00"
 
 
-def test_an_interrupted_run_goes_on_with_the_part_it_was_at(tmp_path: Path):
-    source = tmp_path / "big.bin"
-    source.write_bytes(os.urandom(3_000_000))
-    entries = [parts.entry("big.bin", source)]
+def test_a_full_or_read_only_disk_is_an_error_with_a_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    def refuse(*given: object) -> None:
+        raise OSError(28, "No space left on device", "/mnt/x/part-00001.unfinished")
 
-    def stop(text: str) -> None:
-        if text.startswith("part 2"):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        parts.write_parts(entries, tmp_path, 1_000_000, "plan", stop)
-    kept = (tmp_path / "part-00001.tar").stat().st_mtime_ns
-    assert len(list(tmp_path.glob("part-*"))) == 2
-    assert len(parts.write_parts(entries, tmp_path, 1_000_000, "plan", QUIET)) == 4
-    assert (tmp_path / "part-00001.tar").stat().st_mtime_ns == kept
+    monkeypatch.setattr(cli_bundle.bundle, "make", refuse)
+    assert deploy_main(["bundle", "--out", str(tmp_path / "b"), "--no-wheels"]) == 2
+    said = capsys.readouterr().err
+    assert "/mnt/x/part-00001.unfinished: No space left on device" in said and "--out" in said
 
 
-@pytest.mark.parametrize("part_bytes", [700, 1024, 1536, 10_000_000])
-def test_every_part_size_gives_the_same_archive(tmp_path: Path, part_bytes: int):
-    entries = []
-    for number, size in enumerate([0, 1, 511, 512, 513, 2000]):
-        path = tmp_path / "in" / f"{'long/' * 60}{number}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(bytes([number]) * size)
-        entries.append(parts.entry(path.relative_to(tmp_path / "in").as_posix(), path))
-    out = tmp_path / "out"
-    out.mkdir()
-    written = parts.write_parts(entries, out, part_bytes, "plan", QUIET)
-    whole = b"".join((out / part.name).read_bytes() for part in written)
-    assert hashlib.sha256(whole).hexdigest() == hashlib.sha256(b"".join(parts.Archive(entries).read(0, len(whole)))).hexdigest()
-    with tarfile.open(fileobj=io.BytesIO(whole)) as archive:
-        assert [member.size for member in archive] == [0, 1, 511, 512, 513, 2000]
-
-
-def test_a_file_that_changes_while_it_is_packed_ends_the_run(tmp_path: Path):
-    source = tmp_path / "a"
-    source.write_text("one")
-    entries = [parts.entry("a", source)]
-    source.write_text("three")
-    with pytest.raises(RagError, match="changed while"):
-        parts.write_parts(entries, tmp_path, 1_000_000, "plan", QUIET)
-
-
-def test_too_little_room_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    source = tmp_path / "a"
-    source.write_text("one")
-    monkeypatch.setattr(parts.shutil, "disk_usage", lambda path: os.terminal_size((0, 0)) and type("U", (), {"free": 100}))
-    with pytest.raises(RagError, match="100 are free"):
-        parts.write_parts([parts.entry("a", source)], tmp_path, 1_000_000, "plan", QUIET)
-    assert not list(tmp_path.glob("part-*"))
+def test_the_bill_names_each_file_of_a_model_and_each_image(tmp_path: Path):
+    folder = model(tmp_path / "small")
+    (folder / "README.md").write_text("---\nlanguage: he\nlicense: apache-2.0\n---\n# Small\n")
+    asked = wanted(
+        program(tmp_path / "program"), None, models=(bundle.Model(str(folder), "EMBEDDING_MODEL"), bundle.Model(str(folder)))
+    )
+    bundle.make(asked, tmp_path / "bundle", tmp_path / "work", "2026-01-01T00:00:00+00:00", QUIET)
+    text = (tmp_path / "bundle" / "sbom.cdx.json").read_text()
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    (found,) = [each for each in json.loads(text)["components"] if each["type"] == "machine-learning-model"]
+    assert found["licenses"] == [{"license": {"name": "apache-2.0"}}]
+    digests = {each["name"]: each["hashes"][0]["content"] for each in found["components"]}
+    assert digests["model.safetensors"] == verifying.sha256(folder / "model.safetensors") and len(digests) == 4
+    bill = sbom.bill("1", "2026-01-01T00:00:00+00:00", "x", [], [], [("vllm:v1", "0" * 64)])
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(json.dumps(bill)) is None
+    assert bill["components"][0]["hashes"][0]["content"] == "0" * 64
 
 
 def test_it_installs_without_our_packages_and_without_a_network(made: Path, tmp_path: Path):
@@ -271,10 +256,11 @@ def test_again_changes_nothing_and_a_new_bundle_keeps_data_and_settings(tmp_path
     assert (there / "app" / "app.py").read_text() == "VERSION = '2'\n"
     assert (there / "data" / "traces.db").read_text() == "mine"
     assert (there / "app" / ".env").read_text() == "RAGDECK_TOKEN=set-here\n"
-    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("there")) == ["there"]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("there")) == ["there", "there.previous"]
+    assert (tmp_path / "there.previous" / "app" / "app.py").read_text() == "VERSION = '1'\n", "the way back"
 
 
-@pytest.mark.parametrize("moment", ["before the new one came", "before the data moved"])
+@pytest.mark.parametrize("moment", ["before the new one was whole", "before the data moved", "before the settings moved"])
 def test_an_upgrade_that_ended_in_between_is_finished_by_the_next_run(tmp_path: Path, moment: str):
     for number in ("1", "2"):
         asked = wanted(program(tmp_path / "program", number), None)
@@ -282,14 +268,20 @@ def test_an_upgrade_that_ended_in_between_is_finished_by_the_next_run(tmp_path: 
     there = tmp_path / "there"
     command.install(tmp_path / "bundle1", there, sys.executable, QUIET, QUIET)
     (there / "data" / "traces.db").write_text("mine")
+    (there / ".env").write_text("RAGDECK_TOKEN=set-here\n")
     there.rename(tmp_path / "there.previous")
-    if moment == "before the data moved":
-        command.install(tmp_path / "bundle2", tmp_path / "other", sys.executable, QUIET, QUIET)
-        (tmp_path / "other").rename(there)
+    command.install(tmp_path / "bundle2", tmp_path / "other", sys.executable, QUIET, QUIET)
+    (tmp_path / "other").rename(tmp_path / "there.new")
+    if moment == "before the new one was whole":
+        (tmp_path / "there.new" / "installed.json").rename(tmp_path / "there.new" / "unfinished.json")
+    if moment == "before the settings moved":
+        os.replace(tmp_path / "there.previous" / "data" / "traces.db", tmp_path / "there.new" / "data" / "traces.db")
+        (tmp_path / "there.previous" / "data").rmdir()
     command.install(tmp_path / "bundle2", there, sys.executable, QUIET, QUIET)
     assert (there / "data" / "traces.db").read_text() == "mine"
+    assert (there / "app" / ".env").read_text() == "RAGDECK_TOKEN=set-here\n"
     assert (there / "app" / "app.py").read_text() == "VERSION = '2'\n"
-    assert not (tmp_path / "there.previous").exists()
+    assert not (tmp_path / "there.new").exists()
 
 
 def test_an_installation_that_runs_is_not_upgraded(tmp_path: Path):
@@ -440,47 +432,6 @@ def cli_bundle_arguments(tmp_path: Path) -> Any:
     parser = argparse.ArgumentParser()
     cli_bundle.add_arguments(parser)
     return parser.parse_args(["--out", str(tmp_path / "bundle"), "--no-wheels", "--platform", PLATFORM])
-
-
-def test_images_go_through_docker_and_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A fake docker: it writes what it was asked to save, and notes what it was given to load."""
-    fake = tmp_path / "bin" / "docker"
-    fake.parent.mkdir()
-    fake.write_text(
-        '#!/bin/sh\ncase "$1" in\nimage) echo sha256:0123456789abcdef;;\nsave) echo saved > "$3";;\n'
-        f'load) cat "$3" >> {tmp_path}/loaded;;\nesac\n'
-    )
-    fake.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
-    asked = wanted(program(tmp_path / "program"), None, images=("vllm/vllm-openai:v1",))
-    bundle.make(asked, tmp_path / "bundle", tmp_path / "work", "", QUIET)
-    command.install(tmp_path / "bundle", tmp_path / "there", sys.executable, QUIET, QUIET)
-    assert (tmp_path / "loaded").read_text() == "saved\n"
-
-
-def test_images_without_docker_are_an_error_here_and_a_note_over_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "new" / "images").mkdir(parents=True)
-    (tmp_path / "new" / "images" / "a.tar").write_text("")
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(RagError, match="Docker is not here"):
-        images.save(["a"], tmp_path, QUIET)
-    assert environment.load_images(tmp_path / "new", QUIET) == ["a.tar"]
-
-
-def test_a_package_without_a_wheel_for_the_target_is_named(tmp_path: Path):
-    (tmp_path / "requirements.txt").write_text("never-made-package==1.0\n")
-    found = wheels.Sources((str(tmp_path),), (), True)
-    with pytest.raises(RagError, match="never-made-package"):
-        wheels.collect(tmp_path / "requirements.txt", tmp_path / "work", wheels.Target(HERE, PLATFORM), found, QUIET)
-
-
-def test_the_tags_of_a_platform_are_its_own_and_all_older_ones():
-    tags = wheels.Target("3.11", "manylinux_2_28_x86_64").tags()
-    assert tags[0] == "manylinux_2_28_x86_64" and "manylinux2014_x86_64" in tags and tags[-1] == "linux_x86_64"
-    assert "manylinux_2_29_x86_64" not in tags
-    for python, platform in (("2.7", "manylinux_2_28_x86_64"), ("3.11", "win_amd64"), ("3.11", "manylinux_2_28_x86_64 --evil")):
-        with pytest.raises(RagError):
-            wheels.Target(python, platform)
 
 
 def test_urls_lose_their_user_and_other_text_stays():

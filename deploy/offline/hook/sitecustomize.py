@@ -21,6 +21,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 DEEPEST = 80
 MOST = 400
 LOOKUPS = ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr")
+KINDS = {int(socket.SOCK_STREAM): "tcp", int(socket.SOCK_DGRAM): "udp"}
 SENDING = ("socket.connect", "socket.sendto", "socket.sendmsg")
 
 
@@ -59,7 +60,7 @@ class _Watch:
         if getattr(link, "family", None) not in (socket.AF_INET, socket.AF_INET6) or not isinstance(address, tuple):
             return None
         host = _text(address[0])
-        kind = "udp" if getattr(link, "type", 0) & 0xF == socket.SOCK_DGRAM else "tcp"
+        kind = KINDS.get(getattr(link, "type", 0) & 0xF, "raw")
         return (host, int(address[1]), kind) if not self._local(host) else None
 
     def _local(self, host: str) -> bool:

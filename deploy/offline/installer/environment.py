@@ -10,9 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .errors import InstallError
+from .errors import STEPS, InstallError, explained
 
 PIP_SECONDS, IMAGE_SECONDS, VENV_SECONDS = 3600.0, 3600.0, 300.0
+MAY_WRITE = """[ -w "$here/data" ] && { [ ! -e "$here/.env" ] || [ -r "$here/.env" ]; } || {
+  echo "error: $(id -un) may not write $here/data or not read $here/.env" >&2
+  echo "       Start it as the user who installed it, or give it to this one: chown -R $(id -un) '$here'" >&2
+  exit 1
+}
+"""
+UNKNOWN_STEP = "What pip or Python said stands above; what was there before is unchanged."
 OFFLINE = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
@@ -54,20 +61,25 @@ def _run(command: list[str], what: str, seconds: float, environment: dict[str, s
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment)
     except (OSError, subprocess.TimeoutExpired) as problem:
-        raise InstallError(f"{what}: {problem}") from problem
+        raise InstallError(f"{what}: {problem}", explained(problem)[1]) from problem
     if done.returncode:
-        raise InstallError(f"{what}:\n{(done.stderr or done.stdout).strip()[-2000:]}")
+        said = (done.stderr or done.stdout).strip()[-2000:]
+        raise InstallError(f"{what}:\n{said}", next((STEPS[code] for code in STEPS if os.strerror(code) in said), UNKNOWN_STEP))
 
 
-def load_images(folder: Path, say: Callable[[str], None]) -> list[str]:
-    """Loads `images/*.tar` into Docker. Returns those that could not be loaded because Docker is not here."""
+def load_images(folder: Path, say: Callable[[str], None]) -> list[tuple[str, str]]:
+    """Loads `images/*.tar` into Docker. Returns (file, reason) of those that could not be loaded: the program needs none."""
     images = sorted((folder / "images").glob("*.tar"))
     if not images or shutil.which("docker") is None:
-        return [image.name for image in images]
+        return [(image.name, "Docker is not here") for image in images]
+    left = []
     for image in images:
         say(f"loading {image.name}")
-        _run(["docker", "load", "--input", str(image)], f"{image.name} could not be loaded", IMAGE_SECONDS)
-    return []
+        try:
+            _run(["docker", "load", "--input", str(image)], "docker load failed", IMAGE_SECONDS)
+        except InstallError as problem:
+            left.append((image.name, " ".join(str(problem).split())))
+    return left
 
 
 def write_settings(folder: Path, final: Path, contents: dict[str, Any], python: str) -> None:
@@ -78,7 +90,7 @@ def write_settings(folder: Path, final: Path, contents: dict[str, Any], python: 
     carried = (folder / "config" / "env").read_text(encoding="utf-8") if (folder / "config" / "env").is_file() else ""
     kept = [line for line in carried.splitlines() if line.partition("=")[0].strip() not in own]
     secrets = [f"# set it here, it was set where the bundle was made: {name}=" for name in contents.get("secrets") or []]
-    lines = ["# Written by install.py.", *(f"{name}={value}" for name, value in own.items()), *kept, *secrets]
+    lines = ["# Written by install.py.", *(f"{name}={_quoted(value)}" for name, value in own.items()), *kept, *secrets]
     (folder / ".env").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (folder / ".env").chmod(0o600)
     (folder / "data").mkdir(exist_ok=True)
@@ -91,11 +103,18 @@ def write_settings(folder: Path, final: Path, contents: dict[str, Any], python: 
     _write_scripts(folder, {**OFFLINE, **hub}, python)
 
 
+def _quoted(value: str) -> str:
+    """As `.env` files write it: a path may hold ` #`, which would begin a comment."""
+    plain = all(each.isalnum() or each in "/._-:" for each in value)
+    return value if plain else "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
 def _write_scripts(folder: Path, variables: dict[str, str], python: str) -> None:
     """`start.sh` starts the dashboard; `python.sh` runs anything else of the installation, such as `-m rag ask`."""
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items())
     interpreter = '"$here/.venv/bin/python"' if (folder / ".venv").exists() else shlex.quote(python)
     for name, what in (("start.sh", 'app.py "$@"'), ("python.sh", '"$@"')):
-        start = f'#!/bin/sh\nhere=$(cd "$(dirname "$0")" && pwd)\n{exports}cd "$here/app" && exec {interpreter} {what}\n'
+        check = MAY_WRITE if name == "start.sh" else ""
+        start = f'#!/bin/sh\nhere=$(cd "$(dirname "$0")" && pwd)\n{check}{exports}cd "$here/app" && exec {interpreter} {what}\n'
         (folder / name).write_text(start, encoding="utf-8")
         (folder / name).chmod(0o755)

@@ -16,6 +16,7 @@ from typing import Any
 from .errors import InstallError
 
 START_SECONDS, QUESTION_SECONDS, END_SECONDS, LOOK_SECONDS, PAUSE_SECONDS = 300.0, 180.0, 60.0, 5.0, 0.5
+INSTALLED = "It is installed; correct that in its .env or dashboard.toml, then start it"
 QUESTION = "What is this documentation about?"
 
 
@@ -62,12 +63,22 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def running_pid(to: Path) -> int | None:
-    """The process of the dashboard that `start` left running out of `to`; None where none does."""
+    """A process of the dashboard of `to`, however it was started (`start`, start.sh, a service); None where none runs."""
     try:
-        pid = int((to / "dashboard.pid").read_text(encoding="utf-8"))
-        return pid if Path(f"/proc/{pid}/cwd").resolve(strict=True) == (to / "app").resolve() else None
+        noted = int((to / "dashboard.pid").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
+        noted = 0
+    others = sorted(int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit() and int(path.name) != os.getpid())
+    return next((pid for pid in (noted, *others) if pid and _is_python_in(pid, to / "app")), None)
+
+
+def _is_python_in(pid: int, folder: Path) -> bool:
+    """Whose working directory it is; a shell that somebody left there holds no data open."""
+    try:
+        here = Path(f"/proc/{pid}/cwd").resolve(strict=True) == folder.resolve(strict=True)
+        return here and Path(f"/proc/{pid}/exe").resolve().name.startswith("python")
+    except OSError:
+        return False
 
 
 def _wait(address: str, process: subprocess.Popen[bytes] | None, to: Path, say: Callable[[str], None]) -> None:
@@ -75,9 +86,11 @@ def _wait(address: str, process: subprocess.Popen[bytes] | None, to: Path, say: 
         if _answers(address):
             return
         if process is not None and process.poll() is not None:
-            raise InstallError(f"the dashboard ended with {process.returncode}:\n{_log_end(to)}")
+            raise InstallError(f"the dashboard ended with {process.returncode}:\n{_log_end(to)}", f"{INSTALLED}: {to}/start.sh")
         say(f"starting, {seconds:.0f} s")
-    raise InstallError(f"the dashboard did not answer within {START_SECONDS:.0f} s:\n{_log_end(to)}")
+    raise InstallError(
+        f"the dashboard did not answer within {START_SECONDS:.0f} s:\n{_log_end(to)}", f"{INSTALLED}: {to}/start.sh"
+    )
 
 
 def _until(seconds: float) -> Iterator[float]:
@@ -107,7 +120,7 @@ def _ask(address: str, to: Path, say: Callable[[str], None]) -> dict[str, Any]:
         if said.get("outcome") == "answered":
             return {"outcome": "answered", "answer": str(said.get("answer", ""))[:200], "passages": len(said["passages"])}
         if said.get("outcome") == "failed":
-            raise InstallError(f"the question failed: {said.get('error')}")
+            raise InstallError(f"the question failed: {said.get('error')}", f"{INSTALLED}: {to}/start.sh, and ask there")
         say(f"waiting for the first documents, {seconds:.0f} s")
     return {"outcome": said.get("outcome"), "answer": None, "passages": 0}
 

@@ -56,10 +56,14 @@ def unpack(bundle: Path, manifest: dict[str, Any], to: Path, say: Callable[[str]
 def _write(source: Any, path: Path, entry: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
-    with path.open("xb") as file:
-        while chunk := source.read(CHUNK_BYTES):
-            digest.update(chunk)
-            file.write(chunk)
+    try:
+        with path.open("xb") as file:
+            while chunk := source.read(CHUNK_BYTES):
+                digest.update(chunk)
+                file.write(chunk)
+    except OSError as problem:  # a write says no name by itself
+        problem.filename = problem.filename or str(path)
+        raise
     if digest.hexdigest() != entry["sha256"]:
         raise InstallError(f"{entry['path']} does not have the checksum of the manifest", COPY_AGAIN)
     path.chmod(0o755 if entry["mode"] & 0o100 else 0o644)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,6 +21,7 @@ CHUNK_BYTES = 1 << 20
 LARGEST_MANIFEST_BYTES = 64 << 20
 SPARE_BYTES = 200 << 20
 COPY_AGAIN = "Copy the bundle again."
+REPAIR = "Copy the files named here again. Parts on other disks may be linked into that folder: ln -s /other/part-00001.tar ."
 
 
 def read_manifest(bundle: Path) -> dict[str, Any]:
@@ -28,8 +31,11 @@ def read_manifest(bundle: Path) -> dict[str, Any]:
         if path.stat().st_size > LARGEST_MANIFEST_BYTES:
             raise InstallError(f"{path} is larger than 64 MB: it is no manifest")
         manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as problem:
+        step = "Name the folder with the parts; where `bundle` was interrupted, run it again there: it goes on."
+        raise InstallError(f"{bundle} holds no finished bundle: manifest.json is missing", step) from problem
     except (OSError, ValueError) as problem:
-        raise InstallError(f"{path} cannot be read: {problem}", f"Is the bundle complete? {COPY_AGAIN}") from problem
+        raise InstallError(f"{path} cannot be read: {problem}", COPY_AGAIN) from problem
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise InstallError(f"{path} is no manifest of the format {FORMAT}", "Use the install.py that lies in the bundle.")
     try:
@@ -50,16 +56,31 @@ def verify(bundle: Path, manifest: dict[str, Any], say: Callable[[str], None]) -
     """Every part and every file beside them against its checksum. Raises InstallError that names each bad one."""
     wanted: dict[str, tuple[int | None, str]]
     wanted = {part["name"]: (part["bytes"], part["sha256"]) for part in manifest["parts"]}
-    problems = []
+    problems, found = [], dict[str, str]()
     for name, digest in _checksums(bundle).items():
         if wanted.setdefault(name, (None, digest))[1] != digest:
             problems.append(f"{name}: SHA256SUMS and manifest.json disagree")
+    of_digest = {digest: name for name, (_, digest) in wanted.items()}
     for number, (name, (size, digest)) in enumerate(sorted(wanted.items()), 1):
-        problem = _problem_of(bundle / name, size, digest)
-        problems += [f"{name}: {problem}"] if problem else []
+        problem = _problem_of(bundle / name, size, digest, of_digest)
+        if problem:
+            found[name] = problem
         say(f"verified {number} of {len(wanted)} files")
+    problems += [f"{name}: {problem}" for name, problem in found.items()]
     if problems:
-        raise InstallError("the bundle is not whole:\n  " + "\n  ".join(problems), "Copy the files named here again.")
+        problems += _strangers(bundle, wanted) if "missing" in found.values() else []
+        raise InstallError(f"the bundle in {bundle} is not whole:\n  " + "\n  ".join(problems), REPAIR)
+
+
+def _strangers(bundle: Path, wanted: dict[str, tuple[int | None, str]]) -> list[str]:
+    """Files that are called otherwise and have the size of one that is missing: some disks and downloads change names."""
+    missing = {size: name for name, (size, _) in wanted.items() if size is not None and not (bundle / name).exists()}
+    others = [path for path in sorted(bundle.iterdir()) if path.is_file() and path.name not in wanted]
+    return [
+        f"{path.name} has the size of {missing[path.stat().st_size]}: is it that one? rename it"
+        for path in others
+        if path.stat().st_size in missing
+    ]
 
 
 def _checksums(bundle: Path) -> dict[str, str]:
@@ -79,12 +100,14 @@ def _checksums(bundle: Path) -> dict[str, str]:
     return found
 
 
-def _problem_of(path: Path, size: int | None, digest: str) -> str | None:
+def _problem_of(path: Path, size: int | None, digest: str, of_digest: dict[str, str]) -> str | None:
     try:
         found = path.stat().st_size
         if size is not None and found != size:
             return f"{found:,} bytes instead of {size:,}"
-        return None if sha256(path) == digest else "its checksum is wrong"
+        own = sha256(path)
+        other = of_digest.get(own)
+        return None if own == digest else f"it is {other}, wrongly named" if other else "its checksum is wrong"
     except FileNotFoundError:
         return "missing"
     except OSError as problem:
@@ -119,18 +142,39 @@ def check_machine(manifest: dict[str, Any], python: str, to: Path) -> None:
             f"Name one with --python /path/to/python{manifest['python']}, or make the bundle for the one that is here.",
         )
     wanted = str(manifest["platform"])
-    if not wanted.endswith(platform.machine()):
-        raise InstallError(f"the bundle is for {wanted}, and this is {platform.machine()}", "Make a bundle for this machine.")
+    if sys.platform != "linux" or not wanted.endswith(platform.machine()):
+        here = f"{sys.platform} {platform.machine()}"
+        raise InstallError(f"the bundle is for {wanted}, and this is {here}", "Make a bundle for this machine.")
+    if "manylinux" in wanted and any(Path("/lib").glob("ld-musl-*")) and platform.libc_ver()[0] != "glibc":
+        raise InstallError(f"the bundle is for {wanted}, and this system has musl instead of glibc", "Use one with glibc.")
     needed = re.match(r"manylinux_(\d+)_(\d+)_", wanted)
     name, version = platform.libc_ver()
     if needed and name == "glibc" and tuple(map(int, version.split("."))) < (int(needed[1]), int(needed[2])):
         raise InstallError(f"the bundle needs glibc {needed[1]}.{needed[2]}, and this is {version}", "Bundle for an older one.")
     wheels = (manifest["contents"].get("wheels") or {}).get("installed_bytes", 0)
-    room, free = manifest["total_bytes"] + wheels + SPARE_BYTES, shutil.disk_usage(_existing(to)).free
+    room, free = manifest["total_bytes"] + wheels + SPARE_BYTES, shutil.disk_usage(_existing(to.parent)).free
     if free < room:
-        raise InstallError(
-            f"{room:,} bytes are needed at {to.parent} and {free:,} are free", "Make room, or choose another --to."
-        )
+        previous = to.with_name(to.name + ".previous")
+        step = f"Delete {previous}, the one before, " if previous.exists() else "Make room, "
+        raise InstallError(f"{room:,} bytes are needed at {to.parent} and {free:,} are free", f"{step}or choose another --to.")
+
+
+def check_place(to: Path) -> None:
+    """Can `to` be made and replaced, which takes two names beside it. Raises InstallError."""
+    above = _existing(to.parent)
+    if to.exists() and not to.is_dir():
+        raise InstallError(f"{to} is a file", "Choose a folder with --to.")
+    if not above.is_dir():
+        raise InstallError(f"{above} is a file", "Choose a folder with --to.")
+    for mount in (to, to / "data"):
+        if os.path.ismount(mount):
+            step = (
+                f"Choose a folder below it: --to {to / 'ragdeck'}" if mount == to else "Mount it elsewhere, and link data to it."
+            )
+            raise InstallError(f"{mount} is a mount point, which cannot be renamed", step)
+    if not os.access(above, os.W_OK | os.X_OK):
+        step = f"{to.name}.new and {to.name}.previous are made there too: run it as a user who may, or choose another --to."
+        raise InstallError(f"{above} cannot be written", step)
 
 
 def python_version(python: str) -> str:
