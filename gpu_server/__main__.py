@@ -65,20 +65,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("gpu_server", description="Embeddings and reranking over HTTP, on models that stay warm.")
+    parser = argparse.ArgumentParser(
+        "python -m gpu_server", description="Embeddings and reranking over HTTP, on models that stay warm."
+    )
     add, usual = parser.add_argument, Limits()
     add("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     add("--port", type=_port, default=8000, help="0 takes a free one (default 8000)")
-    add("--embedder", default=environment.get("EMBEDDING_MODEL") or "starter", help="starter, hub name, folder, or none")
-    add("--reranker", default=environment.get("RERANKER_MODEL") or "starter", help="starter, hub name, folder, or none")
+    named = "starter, hub name, folder, or none (default: {}, else starter)"
+    add("--embedder", default=environment.get("EMBEDDING_MODEL") or "starter", help=named.format("EMBEDDING_MODEL"))
+    add("--reranker", default=environment.get("RERANKER_MODEL") or "starter", help=named.format("RERANKER_MODEL"))
     add("--device", default=environment.get("DEVICE") or "auto", help="auto, cpu, cuda, cuda:1 (default auto)")
-    add("--precision", choices=PRECISIONS, default="auto")
+    add("--precision", choices=PRECISIONS, default="auto", help="of both models (default auto)")
     add("--api-key", default=environment.get("GPU_SERVER_TOKEN"), help="bearer key; better in GPU_SERVER_TOKEN")
     add("--redis-url", default=environment.get("REDIS_URL"), help="where rerank results are cached (default: in this process)")
-    add("--max-queue", type=_positive, default=MAX_QUEUE_TEXTS, help="texts that may wait for a model; more get 429")
-    add("--max-body-bytes", type=_positive, default=usual.body_bytes)
-    add("--max-texts", type=_positive, default=usual.texts, help="texts of one request")
-    add("--timeout-seconds", type=float, default=usual.timeout_seconds, help="for a request that names none")
+    add(
+        "--max-queue",
+        type=_positive,
+        default=MAX_QUEUE_TEXTS,
+        help="texts that may wait for a model; more get 429 (default %(default)s)",
+    )
+    add("--max-body-bytes", type=_positive, default=usual.body_bytes, help="largest request body (default %(default)s)")
+    add("--max-texts", type=_positive, default=usual.texts, help="texts of one request (default %(default)s)")
+    add(
+        "--timeout-seconds", type=float, default=usual.timeout_seconds, help="for a request that names none (default %(default)s)"
+    )
     add("--json", action="store_true", help="print the address as one JSON line when listening")
     return parser
 

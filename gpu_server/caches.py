@@ -32,6 +32,7 @@ from gpu_server.interfaces import (
     TextKind,
     Timing,
     VectorKind,
+    info_at_once,
 )
 from gpu_server.score_stores import ScoreStore, StoredScore, StoreName
 
@@ -113,6 +114,10 @@ class CachedEmbedder:
     @property
     def info(self) -> ModelInfo:
         return self._inner.info
+
+    @property
+    def info_at_once(self) -> bool:
+        return info_at_once(self._inner)
 
     @property
     def stats(self) -> CacheStats:

@@ -66,6 +66,11 @@ class RemoteEmbedder:
             known = self.server.known or known
         return known.info
 
+    @property
+    def info_at_once(self) -> bool:
+        known = self.server.known
+        return known is not None and known.info.dimension is not None
+
     def embed(
         self,
         texts: Sequence[str],

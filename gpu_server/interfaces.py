@@ -206,6 +206,11 @@ class Embedder(Protocol):
         ...
 
 
+def info_at_once(embedder: Embedder) -> bool:
+    """Whether `info` costs nothing now: the model is loaded, or its server was asked. An embedder that does not say is ready."""
+    return bool(getattr(embedder, "info_at_once", True))
+
+
 @dataclass(frozen=True, slots=True)
 class Delta:
     """A piece of a streamed completion: answer text, or reasoning text (kept out of answers), or the closing facts.

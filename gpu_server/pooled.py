@@ -172,6 +172,10 @@ class PooledEmbedder:
         """Loads the model: who asks wants its dimension or identity."""
         return self.slot.loaded().model.info
 
+    @property
+    def info_at_once(self) -> bool:
+        return self.slot.glance() is not None
+
     def embed(
         self,
         texts: Sequence[str],

@@ -7,6 +7,7 @@ import json
 import logging
 import signal
 import sys
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from gpu_server.errors import EngineError
@@ -19,6 +20,8 @@ def run(given: argparse.Namespace, quiet: int = logging.WARNING) -> int:
     signal.signal(signal.SIGTERM, _stop)
     from settings import SettingsError
 
+    with suppress(SettingsError):  # a command that needs the settings says what is wrong with them
+        _mask_secrets()
     try:
         code: int = given.run(given)
     except SettingsError as problem:
@@ -30,6 +33,16 @@ def run(given: argparse.Namespace, quiet: int = logging.WARNING) -> int:
         print("stopped", file=sys.stderr)
         return 130
     return code
+
+
+def _mask_secrets() -> None:
+    """What libraries log may hold a key or a password. Raises SettingsError."""
+    from access.wiring import redact_logs
+    from settings import load
+
+    redact_logs(load())
+    # Below INFO it writes where notifications go, and those addresses carry keys in their paths
+    logging.getLogger("apprise").setLevel(logging.INFO)
 
 
 def _stop(number: int, frame: object) -> NoReturn:

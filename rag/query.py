@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpu_server.interfaces import ChatModel, ChatRequest, Embedder, Embeddings, RerankCandidate, Reranker, Timing
+from gpu_server.interfaces import ChatModel, ChatRequest, Embedder, Embeddings, RerankCandidate, Reranker, Timing, info_at_once
 from rag import generate, hyde
 from rag.cache_stage import OFF, CacheStage
 from rag.errors import Cancelled
@@ -145,6 +145,7 @@ class _Run:
 
     def path(self) -> Generator[Event, None, tuple[Outcome, Problem | None]]:
         try:
+            yield from self.meet_embedder()
             yield from self.cache()
             if self.cached.hit is None:
                 yield from self.embed_question()
@@ -166,6 +167,22 @@ class _Run:
                 log.exception("the query failed in stage %s", failure.stage)
             return "failed", Problem(failure.stage, failure.kind, failure.message, failure.address, failure.next_step)
         return ("answered" if self.kept else "no_documents"), None
+
+    # 0) who embeds decides the collection and the cache's key: a model that must be loaded for that is not the cache's time
+
+    def meet_embedder(self) -> Events:
+        embedder = self.clients.embedder
+        if self.cached.skipped is not None or info_at_once(embedder):
+            return
+        self.control.check()
+        yield self.stages.started("embed")
+        with self.stages.span("embed", "wait for the embedder") as note:
+            began = self.stages.elapsed()
+            info = embedder.info
+            note.describe(info)
+            if info.where == "in-process":
+                note.timing = Timing(load=self.stages.elapsed() - began, cold=True)
+        yield self.stages.finished("embed")
 
     # 1) cache
 

@@ -50,7 +50,9 @@ class StoreLock:
         pid, url = record.get("pid"), record.get("url")
         who = f"process {pid}" if pid else "another process"
         where = f" (the server at {url})" if url else ""
-        step = f"Use it through that server: add --api {url}" if url else "Wait until it ends, or end it"
+        step = "Wait until it ends, or end it"
+        if url:
+            step = f"Use that server's pages, or end it; `rag ask` and `latency load` take --api {url}"
         return HeldError(
             f"the embedded store {self._path.with_suffix('.db')} is open in {who}{where}; one process at a time can open it",
             pid=pid,

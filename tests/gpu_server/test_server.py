@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import shutil
 import subprocess
 from collections.abc import Iterator
 from typing import Any
@@ -216,6 +217,16 @@ def test_metrics_count_requests_texts_and_tokens(server: Served):
     assert server.metric("te_request_duration_count") >= 1
     assert server.metric("ragdeck_model_load_seconds") > 0
     assert server.metric("ragdeck_active_requests") == 0, "the scrape does not count itself"
+
+
+def test_promtool_has_nothing_to_say_against_the_metrics(server: Served):
+    server.post("/embed", {"texts": [CAT]})
+    page = server.get("/metrics").content
+    assert b"# TYPE ragdeck_texts_total counter" in page and b"# TYPE te_queue_size gauge" in page
+    promtool = shutil.which("promtool")
+    if promtool is not None:  # CI has it
+        done = subprocess.run([promtool, "check", "metrics"], input=page, capture_output=True, timeout=60, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
 def test_the_docs_need_nothing_from_elsewhere(server: Served):

@@ -15,13 +15,16 @@ import anyio
 import httpx
 import pytest
 import uvicorn
+from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 
+from collectors import metrics_api
 from gpu_server.interfaces import Embedder, Embeddings
 from guard import Guard, Policy
 from jobs import Job
 from rag import api
 from rag.errors import RagError
+from rag.types import Options
 from runtime import Runtime
 from settings import load
 
@@ -88,7 +91,8 @@ class Served:
 
 
 def serve(get_runtime: Callable[[], Any]) -> contextlib.AbstractContextManager[str]:
-    return serving(Guard(Starlette(routes=api.routes(get_runtime)), Policy("127.0.0.1")))
+    routes = [*api.routes(get_runtime), *metrics_api.routes_of(get_runtime)]
+    return serving(Guard(Starlette(routes=routes), Policy("127.0.0.1")))
 
 
 @contextlib.contextmanager
@@ -164,6 +168,37 @@ def events(text: str) -> list[dict[str, Any]]:
 
 
 # 1) asking
+
+
+def scraped(served: Served) -> dict[tuple[str, ...], float]:
+    """The samples of /metrics by name and values of their labels."""
+    page = served.get("/metrics").text
+    families = text_string_to_metric_families(page)
+    return {(each.name, *each.labels.values()): each.value for family in families for each in family.samples}
+
+
+def test_what_is_asked_is_counted_for_prometheus(served: Served) -> None:
+    before = scraped(served)
+    served.answer("When does Milvus refuse connections?", caches="bypass")
+    served.ask({"query": "Milvus?", "collection": "notes"}, **{"x-ragdeck-origin": "measure"})
+    refused(served.ask({"query": ""}), 400, "bad_input")
+    after = scraped(served)
+
+    def grown(*sample: str) -> float:
+        return after[sample] - before.get(sample, 0.0)
+
+    assert grown("ragdeck_queries_total", "api", "answered") == grown("ragdeck_queries_total", "measure", "answered") == 1
+    assert grown("ragdeck_query_seconds_count") == 1, "what is asked to measure is not what users wait"
+    assert grown("ragdeck_query_stage_seconds_count", "search") == 1 and grown("ragdeck_query_stage_seconds_sum", "search") > 0
+    assert after["ragdeck_jobs_running", "query"] == 0 and after["ragdeck_jobs_limit", "query"] == MAX_RUNNING
+    with served.held():
+        jobs = [served.runtime.submit_query("held?", Options(collection="notes", caches="bypass")) for _ in range(MAX_RUNNING)]
+        refused(served.ask({"query": "one more?", "collection": "notes"}), 429, "overloaded")
+        now = scraped(served)
+        assert now["ragdeck_jobs_running", "query"] == MAX_RUNNING
+        assert now["ragdeck_refused_queries_total",] == after["ragdeck_refused_queries_total",] + 1
+    assert all(job.wait(PATIENCE) for job in jobs)
+    assert after["ragdeck_machine_up", "local", "local"] in (0, 1), "what is watched is on the same page"
 
 
 def test_an_answer_in_json(served: Served) -> None:

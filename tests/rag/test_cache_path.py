@@ -372,3 +372,30 @@ def test_a_broken_file_of_the_cache_loses_no_query(clients, tmp_path, name):
     assert [each.outcome for each in found] == ["answered", "answered"]
     assert all(stages(each)["cache"].reason for each in found)
     cache.close()
+
+
+def test_the_wait_for_an_embedder_that_is_not_loaded_is_not_the_caches(clients):
+    pool = ModelPool()
+    loading = threading.Event()
+
+    def slow() -> StarterEmbedder:
+        loading.wait(0.3)
+        return StarterEmbedder()
+
+    unloaded = pool.add_embedder("starter", slow)
+    found = ask(replace(clients, embedder=unloaded))
+    embed, cache = stages(found)["embed"], stages(found)["cache"]
+    assert found.outcome == "answered" and embed.cold and embed.split.load >= 0.3
+    assert cache.split.load == 0 and not cache.cold and cache.hit is False
+    assert [part.stage for part in found.timeline][:2] == ["embed", "cache"]
+    again = ask(replace(clients, embedder=unloaded))
+    assert stages(again)["cache"].hit and stages(again)["embed"].skipped == "answered from the cache"
+    pool.stop()
+
+
+def test_an_embedder_that_cannot_be_loaded_is_the_embedders_failure(clients):
+    pool = ModelPool()
+    missing = pool.add_embedder("missing", lambda: (_ for _ in ()).throw(FileNotFoundError("no such folder")))
+    found = ask(replace(clients, embedder=missing))
+    assert found.outcome == "failed" and found.error.stage == "embed"
+    pool.stop()
