@@ -14,7 +14,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 PART_CHARS = 12  # so much of a secret in a row counts as a leak
-_RUN = re.compile(rb"[0-9a-z+/_-]{12,}")  # what could hold a part: hex, or base64 in lower case
+BASE64_CHARS, BASE64_STEP = 16, 6  # and of its base64 so much, at every so manieth place: 21 in a row
+_HEX = re.compile(rb"[0-9a-f]{12,}")
 
 
 def canary(name: str) -> str:
@@ -27,21 +28,25 @@ class Search:
 
     def __init__(self, names: Iterable[str]) -> None:
         self._parts: dict[bytes, str] = {}
+        self._packed: dict[bytes, str] = {}
         for name in names:
             secret = canary(name).encode()
             for at in range(len(secret) - PART_CHARS + 1):
                 self._parts[secret[at : at + PART_CHARS]] = name
             for shift in range(3):
                 packed = base64.b64encode(b"x" * shift + secret)[4:-4]
-                for at in range(len(packed) - 16 + 1):
-                    self._parts[packed[at : at + 16].lower()] = name
+                for at in range(0, len(packed) - BASE64_CHARS + 1, BASE64_STEP):
+                    self._packed[packed[at : at + BASE64_CHARS].lower()] = name
 
     def found(self, data: bytes) -> set[str]:
         """Names of the secrets in the bytes, also behind zlib, gzip or zip."""
         names: set[str] = set()
         for plain in _layers(data):
-            runs = b" ".join(_RUN.findall(plain.lower()))
-            names |= {name for part, name in self._parts.items() if part in runs}
+            small = plain.lower()
+            names |= {name for part, name in self._packed.items() if part in small}
+            for run in set(_HEX.findall(small)):
+                windows = (run[at : at + PART_CHARS] for at in range(len(run) - PART_CHARS + 1))
+                names |= {self._parts[part] for part in windows if part in self._parts}
         return names
 
     def in_folder(self, folder: Path, but: Iterable[Path] = ()) -> dict[str, set[str]]:

@@ -1,7 +1,7 @@
 """A fake of every remote endpoint at once, and a bad one: its model writes PAYLOAD, its errors repeat the caller's credentials.
 
 Paths: `/llm` an OpenAI-compatible model (a question with REFUSE and a status is refused with it), `/locked` refuses all, `/otlp` takes spans,
-`/page` is an HTTP service whose answer is PAYLOAD.
+`/page` is an HTTP service whose answer is PAYLOAD, `/named` a model server whose models and version have hostile names.
 """
 
 from __future__ import annotations
@@ -12,10 +12,18 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from tests.security.payloads import PAYLOAD
+from tests.security.payloads import CONTROLS, PAYLOAD
 
 SHOWN = ("authorization", "x-auth", "x-team", "api-key", "cookie")
 REFUSE = "zzrefuse"  # and the status to refuse with: `zzrefuse404`
+
+# Names of models and a version, as every dialect asks for them.
+NAMED = {
+    "object": "list",
+    "data": [{"id": PAYLOAD, "object": "model", "owned_by": PAYLOAD}, {"id": CONTROLS + "W" * 3000, "object": "model"}],
+    "version": PAYLOAD,
+    "status": "ok",
+}
 
 
 class HostileServer:
@@ -52,6 +60,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._answer(self.rfile.read(int(self.headers.get("content-length") or 0)))
 
+    def version_string(self) -> str:
+        return PAYLOAD
+
     def log_message(self, *_: Any) -> None:
         return
 
@@ -61,6 +72,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, b"", "application/x-protobuf")
         elif self.path.startswith("/page"):
             self._send(500, PAYLOAD.encode(), "text/html")
+        elif self.path.startswith("/named"):
+            self._send(200, json.dumps(NAMED).encode())
         elif self.path.startswith("/llm") and self.path.endswith("/models"):
             self._send(200, json.dumps({"object": "list", "data": [{"id": "hostile", "object": "model"}]}).encode())
         elif self.path.startswith("/llm") and body:
@@ -75,7 +88,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _refuse(self, status: int) -> None:
         """As bad servers do: the error repeats what came, credentials first."""
         shown = {name.lower(): value for name, value in self.headers.items() if name.lower() in SHOWN} | {"path": self.path}
-        said = f"Incorrect API key provided: {shown} {PAYLOAD}"
+        halves = [value.partition(" ")[2][8:30] for value in shown.values()]  # some repeat a part, to be discreet
+        said = f"Incorrect API key provided: {shown} …{halves}… {PAYLOAD}"
         self._send(status, json.dumps({"error": {"message": said, "type": said, "code": said}, "detail": said}).encode())
 
     def _stream(self) -> None:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from playwright.sync_api import Browser, BrowserContext, Page
@@ -20,6 +21,11 @@ PLANTED = f"""() => [...document.querySelectorAll('[data-planted], [onerror], [o
   try {{ return target.trim().toLowerCase().startsWith('javascript:') || new URL(target, location).hostname.includes('{FOREIGN}') }}
   catch (error) {{ return false }}
 }}).map(node => node.outerHTML.slice(0, 300)).concat(window.__planted ? ['script ran: ' + window.__planted] : [])"""
+
+# How far a page reaches beyond the window, or its content beyond the part that scrolls.
+BEYOND = """() => [document.scrollingElement, document.querySelector('[data-testid=stMain]')]
+.map(node => node.scrollWidth - node.clientWidth)"""
+NARROW = {"width": 390, "height": 844}
 
 
 def settled(page: Page) -> None:
@@ -51,6 +57,26 @@ class Watched:
             "document.querySelectorAll('[data-testid=stMain] details:not([open]) > summary').forEach(s => s.click())"
         )
         settled(self.page)
+
+    def beyond(self) -> list[int]:
+        """Pixels by which the page is wider than a telephone's window, of the window and of its main part."""
+        before = self.page.viewport_size
+        assert before is not None
+        self.page.set_viewport_size(NARROW)
+        settled(self.page)
+        pixels: list[int] = self.page.evaluate(BEYOND)
+        self.page.set_viewport_size(before)
+        return pixels
+
+    def downloads(self) -> list[tuple[str, bytes]]:
+        """(name, bytes) of every file that is offered where one can see it."""
+        found = []
+        buttons = self.page.locator("[data-testid=stDownloadButton] button:visible:enabled")
+        for number in range(buttons.count()):
+            with self.page.expect_download() as started:
+                buttons.nth(number).click()
+            found.append((started.value.suggested_filename, Path(started.value.path()).read_bytes()))
+        return found
 
     def harm(self) -> list[str]:
         planted: list[str] = self.page.evaluate(PLANTED)

@@ -17,6 +17,8 @@ PAYLOAD = (
     f"![picture](http://{FOREIGN}/p.png) [hidden](javascript:window.__planted=4) [link](http://{FOREIGN}/l?q=) "
     f"<http://{FOREIGN}/auto> :red[red] $\\href{{javascript:window.__planted=5}}{{x}}$ {MARK}"
 )
+CONTROLS = "".join(map(chr, [*range(1, 32), 127, 0x85])) + "\u202e\u2066\u200b\ufeff"  # and what turns the writing direction
+LONG = "W" * 100_000  # nowhere to break a line
 # The same for names of files and the like, which take no slash and are short.
 NAME = f'"><img src=x onerror=window.__planted=6 data-planted=1>![p](http:) {MARK}'
 

@@ -9,6 +9,7 @@ import contextlib
 import re
 import sqlite3
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -123,10 +124,9 @@ def test_what_only_looks_open_is_not(world: World, path: str) -> None:
 def test_routes_refuse_what_is_no_token(world: World, tokens: dict[str, str]) -> None:
     """Nobody at every route, and the two kinds of a token that is none at one; the others, everywhere, are in `make test-long`."""
     wrong, wanted = wrong_tokens(tokens), guarded()
-    for call in wanted:
-        refuses(world, call, None)
-    for kind in ("almost", "expired"):  # each waits up to 2 s
-        refuses(world, wanted[0], wrong[kind])
+    all_refuse(world, wanted, None)
+    for kind in ("almost", "expired"):
+        all_refuse(world, wanted[:1], wrong[kind])
 
 
 def guarded() -> list[Call]:
@@ -134,6 +134,12 @@ def guarded() -> list[Call]:
     wanted = [call for call in [*ours(), *streamlits(), *pages()] if needed(call.method, filled(call.path)) is not None]
     assert len(wanted) > 20
     return wanted
+
+
+def all_refuse(world: World, calls: list[Call], token: str | None) -> None:
+    """Side by side: a wrong token's answer waits up to 2 s, and does so at each of the routes."""
+    with ThreadPoolExecutor(16) as threads:
+        list(threads.map(lambda call: refuses(world, call, token), calls))
 
 
 def refuses(world: World, call: Call, token: str | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from urllib.parse import quote
 import pytest
 from playwright.sync_api import Browser, BrowserContext
 
+from tests.security.hostile_data import EVALUATED, EXPERIMENTS, SPANS
 from tests.security.looking import shows, signed_in, watched
 from tests.security.payloads import FAMILIES, NAME, PAYLOAD, series
 from tests.security.world import EXPERIMENT, ROOT, World, eventually
@@ -31,6 +33,7 @@ def context(world: World, browser: Browser) -> Iterator[BrowserContext]:
     # without a rerank nothing is degraded (nor with a short question), so the cache keeps it, once no document is being written any more
     eventually(lambda: world.ask(f"the boiler {NAME}", rerank=False)["stages"][0].get("hit"), lambda: "the cache keeps nothing")
     world.ask_refused(500)
+    world.sends_spans()
     opened = signed_in(browser, world.url, world.token)
     yield opened
     opened.close()
@@ -45,6 +48,7 @@ def test_a_page_shows_hostile_texts_as_texts(world: World, context: BrowserConte
     with watched(context, world.url) as seen:
         text = seen.visit(path_of(name))
         assert seen.harm() == []
+        assert seen.beyond() == [0, 0]
         assert seen.page.get_by_test_id("stException").count() == 0
     assert shows(text) or name not in TELLING, "the page is to show the planted text, or this test shows nothing"
 
@@ -53,50 +57,76 @@ def test_details_show_hostile_texts_as_texts(world: World, context: BrowserConte
     rows = world.call("GET", "/api/v1/queries").json()["queries"]
     newest, oldest = rows[0]["id"], rows[-1]["id"]
     paths = [f"/query?id={newest}", f"/query?id={oldest}", f"/compare?a={newest}&b={oldest}", f"/experiments?id={EXPERIMENT}"]
-    paths += [f"/machine?name={quote(world.machine)}", f"/services?name={quote(world.service)}"]
+    paths += [f"/machine?name={quote(world.machine)}", *(f"/services?name={quote(name)}" for name in (world.service, "models"))]
     for path in paths:
-        with watched(context, world.url) as seen:
-            text = seen.visit(path)
-            assert seen.harm() == [], path
-            assert shows(text), path
+        text = looked_at(world, context, path)
+        assert shows(text), path
 
 
-PARAMETERS = (
-    "id",
-    "a",
-    "b",
-    "name",
-    "view",
-    "open",
-    "range",
-    "sort",
-    "text",
-    "set",
-    "run",
-    "job",
-    "file",
-    "collection",
-    "option",
-)
+def looked_at(world: World, context: BrowserContext, path: str) -> str:
+    with watched(context, world.url) as seen:
+        text = seen.visit(path)
+        assert seen.harm() == [], path
+        assert seen.beyond() == [0, 0], path
+        assert seen.page.get_by_test_id("stException").count() == 0, path
+        return text
+
+
+@pytest.mark.parametrize("number", range(len(SPANS)))
+def test_spans_of_others_are_shown_as_text(world: World, context: BrowserContext, number: int) -> None:
+    """Their names, services, attributes, events, errors: everything at once, with control characters, and without end."""
+    ids = world.of_others()
+    assert len(ids) == len(SPANS)
+    text = looked_at(world, context, f"/query?id={ids[number]}")
+    assert shows(text) or "WWWW" in text
+    looked_at(world, context, f"/compare?a={ids[number]}&b={ids[number - 1]}")
+
+
+@pytest.mark.parametrize("key", EXPERIMENTS)
+def test_experiments_results_are_shown_as_text(world: World, context: BrowserContext, key: str) -> None:
+    looked_at(world, context, f"/experiments?id={key}")
+
+
+def test_question_sets_and_their_runs_are_shown_as_text(world: World, context: BrowserContext) -> None:
+    from rag.evaluation.evaluations import Evaluations
+
+    known = Evaluations(world.data).sets.list()[0].id
+    for path in (f"/evaluation?set={known}", f"/evaluation?run={EVALUATED}"):
+        assert shows(looked_at(world, context, path)), path
+
+
+def parameters() -> list[str]:
+    """Every query parameter that the pages read, as their sources name them."""
+    text = "\n".join(path.read_text() for folder in ("pages", "ui") for path in sorted((ROOT / folder).glob("*.py")))
+    bound = re.findall(r'key="([\w-]+)"[^()]*?bind="query-params"|bind="query-params"[^()]*?key="([\w-]+)"', text)
+    read = re.findall(r'query_params(?:\.get)?[\[(]"(\w+)"|"(\w+)" in st\.query_params', text)
+    return sorted({name for pair in (*bound, *read) for name in pair if name} | {"a", "b"})
+
+
+# A third of the parameters at once, so that one that is refused hides few others; the first round of each page, then the others
+THIRDS = tuple(parameters()[at::3] for at in range(3))
+ROUNDS = [(page, THIRDS[(number + turn) % 3]) for turn in range(3) for number, page in enumerate(PAGES)]
+
+
+def test_the_pages_parameters_are_found() -> None:
+    assert {"id", "name", "text", "set", "run", "job", "plan", "preset", "collection", "range"} <= set(parameters())
 
 
 def test_hostile_query_parameters_do_nothing(world: World, context: BrowserContext) -> None:
-    """200 of the thousand texts, each in the address of a page, and every page with fifteen of them."""
-    parameters_do_nothing(world, context, [text for family in FAMILIES for text in series(family, 50)])
+    """Each page once, 200 of the thousand texts in a third of the parameters; everything is in `make test-long`."""
+    parameters_do_nothing(world, context, [text for family in FAMILIES for text in series(family, 50)], ROUNDS[: len(PAGES)])
 
 
-def parameters_do_nothing(world: World, context: BrowserContext, texts: list[str]) -> None:
-    """Page by page, round after round, until each text had its turn; at least one round."""
-    width = len(PARAMETERS)
+def parameters_do_nothing(world: World, context: BrowserContext, texts: list[str], rounds: list[tuple[str, list[str]]]) -> None:
+    """Each text had its turn in the end."""
+    assert sum(len(names) for _, names in rounds) >= len(texts)
+    following = itertools.cycle(texts)
     with watched(context, world.url) as seen:
-        for number in range(max(len(PAGES), -(-len(texts) // width))):
-            name = PAGES[number % len(PAGES)]
-            values = [texts[(number * width + at) % len(texts)][:400].encode(errors="replace") for at in range(width)]
-            seen.visit(
-                f"{path_of(name)}?{'&'.join(f'{key}={quote(value)}' for key, value in zip(PARAMETERS, values, strict=True))}"
-            )
-            assert seen.harm() == [], (name, values)
-            assert seen.page.get_by_test_id("stException").count() == 0, (name, values)
+        for page, names in rounds:
+            query = "&".join(f"{name}={quote(next(following)[:150].encode(errors='replace'))}" for name in names)
+            seen.visit(f"{path_of(page)}?{query}")
+            assert seen.harm() == [], (page, query)
+            assert seen.page.get_by_test_id("stException").count() == 0, (page, query)
 
 
 def test_the_machines_own_names_are_shown(world: World, context: BrowserContext) -> None:

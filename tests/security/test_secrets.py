@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import json
 import time
 import zlib
 from pathlib import Path
+from urllib.parse import quote
 
+import psutil
 import pytest
 from playwright.sync_api import Browser
 
-from _settings_models import SECRETS as SECRET_KEYS
 from tests.collectors.sshd import eventually as comes
 from tests.security.canaries import Search, canary
 from tests.security.looking import signed_in, watched
 from tests.security.payloads import PAYLOAD
-from tests.security.test_pages import path_of
-from tests.security.world import SECRETS, STATUSES, World
+from tests.security.planted import ADDRESSES, DECLARED, IN_ENTRIES, IN_ENVIRONMENT, NAMES, with_secret
+from tests.security.test_matrix import ours
+from tests.security.test_pages import PAGES, path_of
+from tests.security.world import EXPERIMENT, KEY_VARIABLE, SECRETS, STATUSES, World
 
 SEARCH = Search(SECRETS)
-TELLING = ("ask", "queries", "models", "services", "alerts", "overview", "machines")  # pages that tell of servers
+KEYS = {KEY_VARIABLE: canary(IN_ENVIRONMENT)}
 
 
 # the search itself: a search that finds nothing anywhere would pass every test below
@@ -69,18 +73,30 @@ def used(world: World) -> World:
 
 
 def test_every_secret_setting_is_planted(world: World) -> None:
-    import tomllib
-
     given = (world.folder / "dashboard.toml").read_text()
-    assert set(SECRETS) >= SECRET_KEYS
-    assert [name for name in SECRETS if canary(name) not in given] == []
-    assert tomllib.loads(given)
+    assert [name for name in SECRETS if canary(name) not in given] == [IN_ENVIRONMENT]
+
+
+def test_the_settings_say_themselves_what_may_be_secret() -> None:
+    """Not so few that the lists are empty for another reason; what is planted is taken, and hidden, as each is declared."""
+    assert {"server.token", "llm.api_key", "redis.url", "alerts.notify", "embeddings.headers"} <= set(DECLARED)
+    assert {"llm.base_url", "milvus.uri", "traces.otlp_endpoint"} <= set(ADDRESSES)
+    assert {"machines.passphrase", "services.api_key", "services.url", "prometheus.headers"} <= set(IN_ENTRIES)
+    assert len(NAMES) == len(set(NAMES))
+    assert all(canary(key) in str(with_secret(key, canary(key))) for key in (*DECLARED, *ADDRESSES))
 
 
 def test_secrets_reach_those_whom_they_are_for(used: World) -> None:
     """Else nothing was at stake: servers got the keys, and repeated them."""
     sent = json.dumps([(path, headers) for path, headers, _ in used.remote.requests])
-    for name in ("llm.base_url", "reranker.api_url", "services.headers", "services.api_key", "prometheus.headers"):
+    for name in (
+        "llm.base_url",
+        "reranker.api_url",
+        "services.headers",
+        "services.api_key",
+        "prometheus.headers",
+        IN_ENVIRONMENT,
+    ):
         secret = canary(name)
         basic = base64.b64encode(f"user:{secret}".encode()).decode()
         assert secret in sent or basic in sent, name
@@ -92,7 +108,9 @@ def test_answers_of_the_api_hold_none(used: World) -> None:
     for row in told["queries"]:
         body = used.call("GET", f"/api/v1/queries/{row['id']}?spans=1")
         assert SEARCH.found(body.content + str(body.headers).encode()) == set()
-    for path in ("/metrics", "/api/health", "/api/v1/queries", "/nothing", "/_stcore/health", "/signin"):
+    looked = {call.path for call in ours() if call.method == "GET" and "{" not in call.path}
+    assert looked >= {"/metrics", "/api/v1/openapi.json", "/api/v1/audit", "/api/v1/whoami"}
+    for path in sorted(looked | {"/nothing", "/_stcore/health", "/signin", "/_stcore/metrics", "/_stcore/host-config"}):
         answer = used.call("GET", path)
         assert SEARCH.found(answer.content + str(answer.headers).encode()) == set(), path
 
@@ -102,15 +120,41 @@ def test_spans_that_are_sent_on_hold_none(used: World) -> None:
     assert bodies and [SEARCH.found(body) for body in bodies if SEARCH.found(body)] == []
 
 
+def test_command_lines_hold_none(used: World) -> None:
+    """Of the dashboard and what it started, and of what its logins started on the machine: `ps` shows them to everybody."""
+    seen: dict[int, bytes] = {}
+
+    def looked() -> bool:
+        """For two sweeps of the machine: what they start there lives shortly."""
+        for number in _descendants(used.process.pid) | _descendants(used.sshd_pid):
+            with contextlib.suppress(OSError):
+                seen.setdefault(number, Path(f"/proc/{number}/cmdline").read_bytes())
+        return len(seen) > 6
+
+    assert comes(looked, 30), "commands are to run on the machine"
+    assert {number: line for number, line in seen.items() if SEARCH.found(line)} == {}
+
+
+def _descendants(pid: int) -> set[int]:
+    with contextlib.suppress(psutil.Error):
+        return {pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))}
+    return set()
+
+
 def test_prompts_and_alerts_hold_none(used: World) -> None:
     bodies = [body for path, _, body in used.remote.requests if not path.startswith("/otlp")]
     assert [found for body in bodies if (found := SEARCH.found(body))] == []
 
 
 def test_pages_and_their_websockets_and_downloads_hold_none(used: World, browser: Browser) -> None:
+    """Every page of the frame and one of each thing, what came over their WebSocket, and every file that they offer."""
     context = signed_in(browser, used.url, used.token)
-    row = used.call("GET", "/api/v1/queries").json()["queries"][0]["id"]
+    rows = used.call("GET", "/api/v1/queries").json()["queries"]
+    failed = next(row["id"] for row in rows if row["outcome"] == "failed")
+    paths = [*(path_of(name) for name in PAGES), f"/query?id={failed}", f"/compare?a={failed}&b={rows[-1]['id']}"]
+    paths += [f"/experiments?id={EXPERIMENT}", f"/machine?name={quote(used.machine)}", f"/services?name={quote(used.service)}"]
     found: dict[str, set[str]] = {}
+    files: list[str] = []
     with watched(context, used.url) as seen:
         frames: list[bytes] = []
 
@@ -118,16 +162,17 @@ def test_pages_and_their_websockets_and_downloads_hold_none(used: World, browser
             frames.append(payload if isinstance(payload, bytes) else payload.encode())
 
         seen.page.on("websocket", lambda socket: socket.on("framereceived", keep))
-        for path in [*(path_of(name) for name in TELLING), f"/query?id={row}"]:
+        for path in paths:
             frames.clear()
             seen.visit(path)
+            for name, data in seen.downloads():
+                found[f"{path} {name}"] = SEARCH.found(data)
+                files.append(name)
             assert frames
             found[path] = SEARCH.found(b"\n".join([seen.page.content().encode(), *frames]))
-        with seen.page.expect_download() as download:
-            seen.page.get_by_role("button", name="JSON", exact=True).click()
-        found["download"] = SEARCH.found(Path(download.value.path()).read_bytes())
     context.close()
     assert {path: names for path, names in found.items() if names} == {}
+    assert {Path(name).suffix for name in files} >= {".json", ".csv", ".html", ".md"}, files
 
 
 def test_files_and_logs_hold_none(used: World) -> None:
@@ -151,7 +196,7 @@ def test_redis_holds_none(used: World) -> None:
 def test_the_settings_as_they_are_shown_hold_none(world: World) -> None:
     from settings import load
 
-    settings = load({"RAGDECK_CONFIG": str(world.folder / "dashboard.toml"), "RAGDECK_DATA": str(world.data)})
+    settings = load({"RAGDECK_CONFIG": str(world.folder / "dashboard.toml"), "RAGDECK_DATA": str(world.data), **KEYS})
     shown = (
         json.dumps(settings.masked(), default=str) + settings.fingerprint() + repr(settings.server) + repr(settings.llm.api_key)
     ) + f"{settings!r} {settings!s}"
@@ -193,7 +238,7 @@ def test_wrong_settings_are_told_without_secrets(tmp_path: Path) -> None:
     """Each secret in a table where a value cannot be: the message quotes none."""
     from settings import SettingsError, load
 
-    for key in sorted(SECRET_KEYS):
+    for key in (*sorted(DECLARED), *ADDRESSES):
         table, _, name = key.rpartition(".")
         for wrong in (
             f'{name} = ["{canary(key)}", 5]',

@@ -86,8 +86,41 @@ def fake_tool(folder: Path, answers: dict[str, list[str]]) -> tuple[str, ...]:
 def test_advisories_are_findings_and_silence_is_no_success(tmp_path: Path) -> None:
     packages = sbom.installed(WANTED)
     found = audit.advisories(packages, fake_tool(tmp_path, {"jinja2": ["OLD-1"], "httpx": ["NEW-1"]})).findings
-    assert found is not None and ("httpx", "NEW-1: fixed in no version") in found
+    assert found is not None and ("httpx", f"{packages['httpx'].version} has NEW-1: no version fixes it yet") in found
     silent = audit.advisories(packages, fake_tool(tmp_path, {}))
     assert silent.findings is None and "knows nothing" in silent.reason
     broken = audit.advisories(packages, (sys.executable, "-c", "import sys; sys.exit('no route to host')"))
     assert broken.findings is None and "no route to host" in broken.reason
+
+
+def test_a_service_that_does_not_answer_costs_seconds_and_not_the_build(tmp_path: Path) -> None:
+    hanging = (sys.executable, "-c", "import time; time.sleep(60)")
+    known = audit.advisories(sbom.installed(WANTED), hanging, probe_seconds=0.5)
+    assert known.findings is None and "did not answer within" in known.reason
+
+
+def test_the_fix_and_the_cve_stand_beside_the_finding(tmp_path: Path) -> None:
+    """Shapes as pip-audit prints them."""
+    problem = {"id": "PYSEC-1", "fix_versions": ["1.1", "2.0"], "aliases": ["GHSA-x", "CVE-2026-1"]}
+    (tmp_path / "tool.py").write_text(
+        f"import json\nprint(json.dumps({{'dependencies': [{{'name': 'httpx', 'version': '1.0', 'vulns': [{problem!r}]}}]}}))\n"
+    )
+    known = audit.advisories({}, (sys.executable, str(tmp_path / "tool.py")))
+    assert known.findings == (("httpx", "1.0 has PYSEC-1, CVE-2026-1: fixed in 1.1, 2.0"),)
+
+
+@pytest.mark.parametrize(
+    "mode, found, findings, wanted",
+    [
+        ("report", False, (("a", "bad"),), 0),
+        ("report", False, None, 0),
+        ("report", True, (), 1),
+        ("never", False, None, 0),
+        ("require", False, (), 0),
+        ("require", False, (("a", "bad"),), 1),
+        ("require", False, None, 2),
+        ("require", True, None, 1),
+    ],
+)
+def test_what_others_know_fails_a_release_and_no_build(mode: str, found: bool, findings: tuple | None, wanted: int) -> None:
+    assert audit.code(mode, found, audit.Advisories(findings)) == wanted

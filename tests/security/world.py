@@ -6,6 +6,7 @@ Its remote model, rerank, OCR and speech services are `HostileServer`; Redis, ss
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import os
 import signal
@@ -22,28 +23,27 @@ import httpx
 import tomli_w
 from PIL import Image, ImageDraw
 
-from _settings_models import SECRETS as SECRET_KEYS
-from latency.experiments.experiments import Experiment, ExperimentStore
-from rag.evaluation.evaluations import Evaluations
-from rag.evaluation.types import Judgement, Question
 from tests.collectors.sshd import Sshd, keygen
 from tests.llm.server import free_port
 from tests.redis_server import RedisServer
+from tests.security import hostile_data
 from tests.security.canaries import canary
 from tests.security.hostile_server import REFUSE, HostileServer
 from tests.security.payloads import NAME, PAYLOAD
+from tests.security.planted import DECLARED, IN_ENVIRONMENT, NAMES, plant, with_secret
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 90.0
+START_SECONDS = 150.0  # models load for a minute on a machine that has much else to do
 QUESTION = f"What does the boiler manual say? {PAYLOAD}"
+KEY_VARIABLE = "PLANTED_KEY"  # an entry names it, and it holds the secret IN_ENVIRONMENT
 STATUSES = (400, 401, 403, 404, 413, 418, 422, 429, 500, 503)  # that the language model's server refuses with
-EXPERIMENT = "5" * 32
-# Secrets elsewhere: passwords in addresses, and what entries of tables hold.
-OTHER_SECRETS = (
-    *("llm.base_url", "reranker.api_url", "ocr.base_url", "speech.base_url", "traces.otlp_endpoint", "machines.passphrase"),
-    *("services.api_key", "services.headers", "services.url", "services.query", "prometheus.headers", "prometheus.url"),
+EXPERIMENT = hostile_data.FAILED
+# Addresses that are not set here: they would take models, store or sign-in elsewhere. test_secret_outputs.py plants them too.
+ELSEWHERE = frozenset(
+    {"access.oidc.metadata_url", "access.oidc.redirect_uri", "embeddings.base_url", "gpu_server.url", "milvus.uri"}
 )
-SECRETS = (*sorted(SECRET_KEYS), *OTHER_SECRETS)
+SECRETS = tuple(name for name in NAMES if name not in ELSEWHERE)
 
 
 @dataclass
@@ -59,6 +59,7 @@ class World:
     redis: RedisServer
     machine: str
     service: str
+    sshd_pid: int
 
     @property
     def data(self) -> Path:
@@ -72,7 +73,10 @@ class World:
         """A request with the right token; `token` None sends none."""
         right = self.token if token == "" else token
         headers = {**({"authorization": f"Bearer {right}"} if right else {}), **given.pop("headers", {})}
-        return httpx.request(method, self.url + path, headers=headers, timeout=PATIENCE_SECONDS, trust_env=False, **given)
+        # `verify` spares the authorities' certificates, which are read anew for each request and asked by none of these
+        return httpx.request(
+            method, self.url + path, headers=headers, timeout=PATIENCE_SECONDS, trust_env=False, verify=False, **given
+        )
 
     def ask(self, question: str, **options: Any) -> dict[str, Any]:
         answer: dict[str, Any] = self.call("POST", "/api/v1/ask", json={"query": question, **options}).json()
@@ -82,15 +86,27 @@ class World:
         """A question that the language model's server refuses, repeating the credentials."""
         return self.ask(f"boiler {REFUSE}{status} {PAYLOAD}", caches="bypass")
 
+    def sends_spans(self) -> None:
+        """Another program's spans, with a hostile text wherever one can stand; returns once their queries are stored."""
+        body, headers = gzip.compress(json.dumps(hostile_data.spans()).encode()), {"content-encoding": "gzip"}
+        answer = self.call("POST", "/v1/traces", content=body, headers={**headers, "content-type": "application/json"})
+        assert answer.status_code == 200 and "rejectedSpans" not in answer.text, answer.text
+        eventually(lambda: len(self.of_others()) >= len(hostile_data.SPANS))
+
+    def of_others(self) -> list[str]:
+        """The ids of stored queries that other programs answered."""
+        rows = self.call("GET", "/api/v1/queries?limit=1000").json()["queries"]
+        return [row["id"] for row in rows if row["origin"].startswith("otlp:")]
+
     def memory_bytes(self) -> int:
         """Resident memory of the dashboard's process."""
         pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def eventually(happened: Callable[[], Any], said: Callable[[], str] = str) -> Any:
+def eventually(happened: Callable[[], Any], said: Callable[[], str] = str, seconds: float = PATIENCE_SECONDS) -> Any:
     """What `happened` gives once it is true. Raises AssertionError when it does not come."""
-    end = time.monotonic() + PATIENCE_SECONDS
+    end = time.monotonic() + seconds
     while not (result := happened()):
         assert time.monotonic() < end, said()
         time.sleep(0.1)
@@ -113,15 +129,17 @@ def started(folder: Path) -> Iterator[World]:
         machine, service = f"machine {PAYLOAD}", f"service {PAYLOAD}"
         config = folder / "dashboard.toml"
         settings = _settings(folder, remote, redis, sshd, machine, service)
-        for key in SECRET_KEYS:
-            _planted(settings, key.split("."), canary(key))
+        for key in sorted(DECLARED):
+            plant(settings, key, with_secret(key, canary(key)))
         config.write_text(tomli_w.dumps(settings))
         _documents(folder / "documents")
-        _experiments(folder / "data")
+        (folder / "data").mkdir()
+        hostile_data.experiments(folder / "data")
+        hostile_data.evaluations(folder / "data")
         port = free_port()
         process = _start(folder, config, port)
         url = f"http://127.0.0.1:{port}"
-        world = World(url, port, canary("server.token"), folder, process, remote, redis, machine, service)
+        world = World(url, port, canary("server.token"), folder, process, remote, redis, machine, service, sshd.process.pid)
         stack.callback(_end, world)
         _wait(world)
         yield world
@@ -137,13 +155,13 @@ def _wait(world: World) -> None:
             return answer.status_code == 200 and len(answer.json()["passages"]) >= 3
         return False
 
-    eventually(answers, lambda: world.log.read_text()[-3000:])
+    eventually(answers, lambda: world.log.read_text()[-3000:], START_SECONDS)
 
 
 def _start(folder: Path, config: Path, port: int) -> subprocess.Popen[bytes]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAGDECK_", "STREAMLIT_", "OTEL_"))}
     environment = {**kept, "RAGDECK_DATA": str(folder / "data"), "RAGDECK_CONFIG": str(config), "HF_HUB_OFFLINE": "1"}
-    environment["RAGDECK_TOKEN"] = canary("server.token")
+    environment |= {"RAGDECK_TOKEN": canary("server.token"), KEY_VARIABLE: canary(IN_ENVIRONMENT)}
     command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(port)]
     with (folder / "log").open("ab") as log:
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
@@ -153,13 +171,6 @@ def _end(world: World) -> None:
     if world.process.poll() is None:
         world.process.send_signal(signal.SIGTERM)
         world.process.wait(60)
-
-
-def _planted(table: dict[str, Any], path: list[str], secret: str) -> None:
-    """Set the key to the secret where nothing else holds it, so that a new secret setting has one too."""
-    for name in path[:-1]:
-        table = table.setdefault(name, {})
-    table.setdefault(path[-1], secret)
 
 
 def _with_user(url: str, secret: str) -> str:
@@ -174,6 +185,7 @@ def _settings(folder: Path, remote: HostileServer, redis: RedisServer, sshd: Ssh
     return {
         "ingest": {"sample_corpus": False, "watch": [str(folder / "documents")], "watch_seconds": 1.0},
         "gpu_server": {"retries": 0},
+        "access": {"requests_per_minute": 1_000_000},  # thousands of requests come from one address here
         "embeddings": {"headers": {"X-Team": canary("embeddings.headers")}},
         "reranker": {
             "api_url": _with_user(f"{remote.url}/locked", "reranker.api_url"),
@@ -210,12 +222,15 @@ def _settings(folder: Path, remote: HostileServer, redis: RedisServer, sshd: Ssh
                 "liveness_every_seconds": 1,
             },
             {"name": "locked", "kind": "openai-chat", "url": f"{remote.url}/locked", "api_key": canary("services.api_key")},
+            {"name": "models", "kind": "openai-chat", "url": f"{remote.url}/named"},
+            {"name": "by name", "kind": "openai-chat", "url": f"{remote.url}/llm", "api_key_env": KEY_VARIABLE},
         ],
         "prometheus": [
             {
                 "name": f"source {PAYLOAD}",
-                "url": _with_user(f"{remote.url}/locked/prometheus", "prometheus.url"),
-                "headers": {"X-Auth": canary("prometheus.headers")},
+                "url": _with_user(f"{remote.url}/locked/prometheus?key={canary('prometheus.query')}", "prometheus.url"),
+                "api_key": canary("prometheus.api_key"),
+                "headers": {"X-Team": canary("prometheus.headers")},
             }
         ],
     }
@@ -236,16 +251,6 @@ def _documents(folder: Path) -> None:
         sound.writeframes(b"\x00\x10" * 8000)
 
 
-def _experiments(data: Path) -> None:
-    data.mkdir()
-    store = ExperimentStore(data / "experiments.db")
-    at = time.time() - 60
-    store.save(Experiment(EXPERIMENT, "components", PAYLOAD[:200], at, 1.0, "failed", {}, None, {"host": PAYLOAD}, PAYLOAD))
-    store.close()
-    sets = Evaluations(data).sets
-    sets.create(f"set {NAME}", [Question(PAYLOAD, (Judgement(NAME, PAYLOAD, 1),))], "made by hand")
-
-
 def _programs(folder: Path) -> Path:
     """A fake `nvidia-smi` and `docker` of the remote machine, whose names are hostile."""
     folder.mkdir(parents=True)
@@ -253,7 +258,9 @@ def _programs(folder: Path) -> Path:
     head, _, line = capture.partition("\n")
     fields = head.removeprefix("# ").split(",")
     (folder / "help").write_text("\n".join(f'"{field}"' for field in fields))
-    (folder / "gpus").write_text(line.replace("NVIDIA A100-SXM4-40GB", PAYLOAD))
+    cells = line.replace("NVIDIA A100-SXM4-40GB", PAYLOAD).split(",")
+    cells[fields.index("driver_version")] = f" {PAYLOAD}"
+    (folder / "gpus").write_text(",".join(cells))
     (folder / "apps").write_text(f"{line.split(',')[1].strip()}, 4242, 100, {PAYLOAD}\n")
     _program(
         folder / "nvidia-smi",
