@@ -59,7 +59,7 @@ def _plan(given: argparse.Namespace, settings: Settings) -> LoadPlan:
 
 def _progress(event: Event) -> str | None:
     if event["type"] == "step_started":
-        return f"step {event['step']}/{event['of']}: {event['users']} users …"
+        return f"step {event['step']}/{event['of']}: {event['users']} {'user' if event['users'] == 1 else 'users'} …"
     return None
 
 

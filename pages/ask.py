@@ -20,6 +20,9 @@ base = runtime.default_options()
 
 def submit(question: str, options: Options) -> None:
     """Start the query and put its job into the URL; what cannot be asked is said."""
+    if not question.strip():
+        st.html(cards.note("warn", "<strong>Type a question first.</strong>"))
+        return
     try:
         job = runtime.submit_query(question, options)
     except RagError as error:

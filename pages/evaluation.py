@@ -304,10 +304,8 @@ def follow(job_id: str) -> None:
         stop.button(
             "Stop",
             key="stop",
-            on_click=job.cancel,
-            disabled=job.cancelled.is_set(),
-            help="What was measured is kept.",
             width="stretch",
+            **viewer.stop(job, "What was measured is kept."),
         )
         if begun is None or last is None:
             st.html('<div class="rd rd-soft">Opening the collection …</div>')

@@ -279,14 +279,14 @@ def problem(error: RagError) -> None:
     st.html(cards.note("critical", f"<strong>{escape(error.message)}</strong>", escape(error.next_step)))
 
 
-def nothing(found: Whole) -> None:
+def nothing(found: Whole, counts: str) -> None:
     """Why there is nothing, and what to do."""
     if not runtime.traces.count():
         st.html(cards.empty("Nothing has been asked yet.", "Ask a question: its times, stage by stage, are counted here."))
         st.page_link(page("ask"), label="Ask a question")
         return
     title = "No query matches." if found.counts.within else "No query began in this time."
-    st.html(cards.empty(title, "Look further back, or clear the filters above."))
+    st.html(cards.empty(title, f"{counts}.", "Look further back, or clear the filters above."))
     with st.container(horizontal=True, gap="small"):
         st.page_link(page("latency"), label="All queries ever", query_params={"range": "all"})
         st.page_link(page("queries"), label="The list of queries")
@@ -296,10 +296,10 @@ def show(revision: int, view: View) -> None:
     found = latency_cached.whole(revision, view.selection, view.heat)
     told = latency_view.sentence(found.lines, view.column, view.heat)
     counts = latency_view.counted(found.counts, view.selection, st.session_state.get("range") or "24 h")
-    st.html(f'<p class="rd rd-question">{escape(told)}.</p><div class="rd rd-soft">{escape(counts)}.</div>')
     if not found.counts.n:
-        nothing(found)
+        nothing(found, counts)
         return
+    st.html(f'<p class="rd rd-question">{escape(told)}.</p><div class="rd rd-soft">{escape(counts)}.</div>')
     first = st.container()  # filled last: looking for causes takes longest, once a minute
     stages(found, view)
     column = latency_cached.focus(revision, view)

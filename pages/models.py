@@ -66,15 +66,9 @@ def settings_table() -> pd.DataFrame:
     rows = []
     for row in settings_module.reference():
         value = at(masked, row.key)
-        origin = origins.get(row.key) or unwritten(row.key, value)
-        rows.append((row.key, "" if value is None else str(value), origin, row.variable or "", row.meaning))
+        origin = origins.get(row.key) or models_view.unwritten(row.key, value, runtime_module.ROOT)
+        rows.append((row.key, models_view.setting_text(value), origin, row.variable or "", row.meaning.replace("`", "")))
     return pd.DataFrame(rows, columns=["Setting", "Value", "From", "Variable", "Meaning"])
-
-
-def unwritten(key: str, value: Any) -> str:
-    """Where a value comes from that no source lists: the two that only the environment can set, or the default."""
-    usual = {"data_dir": str(runtime_module.ROOT / "data"), "config_file": None}
-    return f"environment or .env ({key})" if key in usual and value != usual[key] else "default"
 
 
 def at(tree: Any, key: str) -> Any:
@@ -101,7 +95,10 @@ with st.container(border=True, gap="small"):
         changed if only else table,
         hide_index=True,
         height=480,
-        column_config={"Value": st.column_config.TextColumn(width=260), "Meaning": st.column_config.TextColumn(width="large")},
+        column_config={
+            name: st.column_config.TextColumn(width=width)
+            for name, width in {"Setting": 205, "Value": 175, "From": 145, "Variable": 190, "Meaning": 480}.items()
+        },
         alt="Settings",
     )
     st.html(

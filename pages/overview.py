@@ -6,7 +6,7 @@ import streamlit as st
 
 from rag.errors import RagError
 from rag.trace_rows import QueryFilter, QueryRow
-from ui import cards, charts, latency_cached, latency_view, machines_view, overview_view, services_view
+from ui import cards, charts, latency_cached, latency_charts, latency_view, machines_view, overview_view, services_view
 from ui.cached import now, query_page, the_runtime, zone
 from ui.format import escape
 from ui.gauges import Tones, card_title
@@ -20,13 +20,13 @@ CAUSES, CAUSES_SECONDS = 3, 60.0
 runtime = the_runtime()
 
 
-def asked() -> tuple[tuple[QueryRow, ...], list[float]]:
-    """The last queries, and how long each of the last hour took."""
+def asked() -> tuple[tuple[QueryRow, ...], overview_view.Hour]:
+    """The last queries, and what the last hour came to."""
     revision = runtime.traces.revision
     # whole minutes: the same rows serve every refresh of a minute
     hour = QueryFilter(since=now().timestamp() // 60 * 60 - 3600, measured=False)
     last = query_page(revision, QueryFilter(), "started_at", True, LAST_QUERIES, 0)[2]
-    return last, [row.total_seconds for row in query_page(revision, hour, "started_at", True, MOST_TOTALS, 0)[2]]
+    return last, overview_view.hour_of(query_page(revision, hour, "started_at", True, MOST_TOTALS, 0)[2])
 
 
 def live() -> None:
@@ -34,11 +34,11 @@ def live() -> None:
     tones = Tones(runtime.alerts.rules)
     found = overview_view.things(snapshot, active)
     try:
-        rows, totals = asked()
+        rows, hour = asked()
         problem = None
     except RagError as error:
-        rows, totals, problem = (), [], error
-    st.html(overview_view.head(found, snapshot, rows[0] if rows else None, totals))
+        rows, hour, problem = (), overview_view.Hour(), error
+    st.html(overview_view.head(found, snapshot, rows[0] if rows else None, hour))
     left, middle, right = st.columns([7, 12, 8], gap="small")
     with left, st.container(border=True, gap="small"):
         st.html(card_title(services_view.title(snapshot.services) if snapshot.services else "Services"))
@@ -64,9 +64,11 @@ def live() -> None:
 
 
 def causes() -> None:
-    """Why the last hour's queries took so long: the first three causes."""
+    """The last hour by stage, and why its queries took so long: the first three causes."""
+    end = now().timestamp() // 60 * 60 + 60
     try:
         found = latency_cached.last_hour(int(now().timestamp() // 60))
+        by_stage = latency_cached.hour_by_stage(runtime.traces.revision, end)
     except RagError:
         return  # the last queries say what is wrong with the trace file
     if not found.looked_at:
@@ -74,8 +76,14 @@ def causes() -> None:
     with st.container(border=True, gap="small"):
         st.html(card_title(latency_view.findings_title(found)))
         lines = [overview_view.cause(number, finding) for number, finding in enumerate(found.findings[:CAUSES], 1)]
-        st.html(f'<div class="rd">{"".join(lines)}</div>' if lines else cards.empty("Nothing stands out."))
-        st.page_link(page("latency"), label="Evidence, and what to change")
+        if lines:
+            st.html(f'<div class="rd">{"".join(lines)}</div>')
+        if by_stage:
+            st.html('<div class="rd rd-soft">p50 of each stage, minute by minute</div>')
+            dark = st.context.theme.type == "dark"
+            options = latency_charts.stages_options(by_stage, end - latency_cached.HOUR_SECONDS, end, dark)
+            st.echarts_chart(options, height=170, key="hour", alt="p50 of each stage, minute by minute, over the last hour")
+        st.page_link(page("latency"), label="Evidence, and what to change" if lines else "Percentiles by stage")
 
 
 st.title("Overview")

@@ -70,7 +70,7 @@ def filters() -> QueryFilter:
         on_change=to_first_page,
     )
     row.selectbox("Sort", tuple(query_list.SORTS), key="sort", bind="query-params", width=170, on_change=to_first_page)
-    row.selectbox("A page", SIZES, index=1, key="rows", bind="query-params", width=90, on_change=to_first_page)
+    row.selectbox("Rows", SIZES, index=1, key="rows", bind="query-params", width=90, on_change=to_first_page)
     length = RANGES.get(span or "all", 0)
     # whole minutes: the same page serves every rerun of a minute
     since = now().timestamp() // 60 * 60 - length if length else None

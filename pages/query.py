@@ -9,7 +9,7 @@ import streamlit as st
 from rag.errors import RagError
 from ui import answer_view, ask_form, cards, figures, forget_view, mark_view, query_list
 from ui.cached import now, the_runtime, zone
-from ui.format import escape, parse_time, seconds, time_html
+from ui.format import escape, parse_time, seconds, shortened, time_html
 from ui.links import page
 
 runtime = the_runtime()
@@ -30,6 +30,7 @@ if found is None:
 
 known, findings = found
 answer, spans = known.answer, known.spans
+st.set_page_config(page_title=f"{shortened(answer.question or query_id, 60)} · RAG Deck")
 st.html(f'<h1 class="rd-plain rd-question" dir="auto">{escape(answer.question or "Question not kept")}</h1>')
 when = time_html(parse_time(answer.started_at), now(), zone())
 fingerprint = " · ".join(f"{key} {value}" for key, value in answer.fingerprint.items() if isinstance(value, str))
@@ -61,7 +62,7 @@ raw = st.expander("Raw JSON", on_change="rerun", key="raw")
 if raw.open:
     raw.code(json.dumps(answer.to_json(), ensure_ascii=False, indent=2), language=None, height=480)
 
-with st.container(horizontal=True):
+with st.container(horizontal=True, vertical_alignment="center"):
     if st.button("Ask again", help="Opens Ask with this question and these options.", disabled=not answer.question):
         wanted = ask_form.to_url(answer.options, runtime.default_options())
         st.switch_page(page("ask"), query_params={**wanted, "q": answer.question})

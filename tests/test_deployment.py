@@ -7,13 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
+from collectors import machine_watch
 from collectors.history import Sample
+from collectors.inventory import BadInventory, from_settings
+from collectors.restart_powers import Powers
 from deployment import own_machines
 from rag.errors import RagError
 from runtime import Runtime
 from settings import SettingsError, load
 from tests.collectors.machine_fakes import FakeProgram
+from tests.collectors.service_fakes import fake_service
 
 PATIENCE = 30.0
 FOREVER = "http://127.0.0.1:9/nothing"
@@ -73,6 +79,38 @@ def test_services_of_the_settings_are_probed_and_their_failure_is_an_alert(make:
 def test_entries_that_cannot_be_are_refused_by_name(make: Any, toml: str, message: str) -> None:
     with pytest.raises(RagError, match=message):
         make(toml)
+
+
+def test_the_key_of_a_variable_reaches_the_service_and_nothing_else(make: Any, tmp_path: Path) -> None:
+    """Our own API, a GPU server or vLLM behind a key: asked with it, by a real server that refuses everybody else."""
+
+    async def guarded(request: Request) -> Response:
+        known = request.headers.get("authorization") == "Bearer sk-hunter2-keyed"
+        return JSONResponse({"data": [{"id": "m"}]} if known else {"detail": "no"}, 200 if known else 401)
+
+    with fake_service({"GET /v1/models": guarded}) as fake:
+        entries = "".join(
+            f'[[services]]\nname = "{name}"\nkind = "openai-chat"\nurl = "{fake.address}"\nfunctional = false\n{line}\n'
+            for name, line in (("keyed", 'api_key_env = "VLLM_KEY"'), ("bare", ""), ("wrong", 'api_key_env = "OTHER_KEY"'))
+        )
+        runtime = make(entries, VLLM_KEY="sk-hunter2-keyed", OTHER_KEY="sk-hunter2-other")
+        found = {name: runtime.sweep.probe(name, "liveness") for name in ("keyed", "bare", "wrong")}
+    assert found["keyed"].state == "ok"
+    assert found["bare"].message.startswith("needs a key: set api_key_env")
+    assert found["wrong"].message.startswith("key refused") and "api_key_env (OTHER_KEY)" in found["wrong"].next_step
+    assert "hunter2" not in repr(runtime.sweep.snapshot()) + repr(runtime.settings) + repr(found)
+
+
+def test_a_restart_that_cannot_work_here_is_told_at_the_start(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    bound = Powers(998, "ragdeck", True, True, True, False, None)
+    monkeypatch.setattr(machine_watch, "powers", lambda: bound)
+    (notice,) = make('[[machines]]\nname = "local"\nrestart = ["vllm"]\n').status().notices
+    assert "vllm.service cannot be restarted on this machine" in notice and "Install polkitd" in notice
+
+
+def test_an_entry_whose_variable_nobody_looked_up_is_refused() -> None:
+    with pytest.raises(BadInventory, match=r"services\[1\] \(x\): api_key_env names A, whose value is not known"):
+        from_settings([], [{"name": "x", "kind": "http", "url": "http://h", "api_key_env": "A"}])
 
 
 def test_two_of_one_name_and_secrets_in_the_wrong_file(make: Any, tmp_path: Path) -> None:

@@ -84,6 +84,11 @@ def _when(at: float | None, now: datetime, zone: tzinfo) -> str:
     return time_html(None if at is None else datetime.fromtimestamp(at, UTC), now, zone)
 
 
+def says_what_to_do(alert: Alert) -> bool:
+    """A fault's own text ends with its next step; the rule knows no better one."""
+    return alert.metric.startswith("fault.") and bool(alert.detail)
+
+
 def line(alert: Alert, snapshot: Snapshot, now: datetime, zone: tzinfo) -> str:
     """One alert: title, where, value and worst, since when; below, what was said and what to look at."""
     about = subject(alert.metric)
@@ -99,11 +104,11 @@ def line(alert: Alert, snapshot: Snapshot, now: datetime, zone: tzinfo) -> str:
         parts.append(f"ended {_when(alert.resolved_at, now, zone)}{f': {escape(alert.ended)}' if alert.ended else ''}")
     mark = cards.state_mark(severity(alert.level), "", alert.level)
     detail = f'<div class="rd-plain" dir="auto">{escape(alert.detail)}</div>' if alert.detail else ""
+    step = "" if says_what_to_do(alert) else f'<div class="rd-soft"><strong>Next:</strong> {escape(alert.next_step)}</div>'
     head = gauges.link(gauges.alert_url(alert.id), alert.title)
     return (
         f'<div class="rd rd-alert{" rd-seen" if alert.acknowledged_at is not None else ""}">{mark}<strong>{head}</strong> '
-        f'<span class="rd-soft">{" · ".join(part for part in parts if part)}</span>{detail}'
-        f'<div class="rd-soft">Look at: {escape(alert.next_step)}</div></div>'
+        f'<span class="rd-soft">{" · ".join(part for part in parts if part)}</span>{detail}{step}</div>'
     )
 
 

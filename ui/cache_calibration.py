@@ -17,7 +17,7 @@ from rag.cache.types import CachedAnswer
 from rag.errors import Cancelled, RagError
 from rag.semantic_cache import SemanticCache
 from rag.types import Problem
-from ui import cache_verdicts, cards
+from ui import cache_verdicts, cards, viewer
 from ui.cache_view import attempt, say
 from ui.cached import the_runtime
 from ui.format import escape, plural, seconds, shortened
@@ -109,7 +109,7 @@ def _follow(job_id: str) -> None:
         stopping = job.cancelled.is_set()
         words = "stopping" if stopping else f"{last['done']:,} of {plural(last['texts'], 'question')} embedded"
         st.html(cards.live_line(job.elapsed(), words) + cards.meter(last["done"] / max(1, last["texts"]), "embed"))
-        st.button("Stop", key="stop-calibration", on_click=job.cancel, disabled=stopping)
+        st.button("Stop", key="stop-calibration", **viewer.stop(job))
 
 
 def _ended(cache: SemanticCache, job: Job[Any]) -> None:

@@ -105,7 +105,7 @@ def _stored(status: CacheStatus) -> str:
     answers = status.answers
     value = value_html(count(answers.entries), answers.problem or "the store did not say")
     kind = "Redis" if answers.store == "redis" else "SQLite file"
-    state = cards.state_mark("critical", "away", answers.problem) if answers.problem else cards.state_mark("ok", "answers")
+    state = cards.state_mark("critical", "away", answers.problem) if answers.problem else cards.state_mark("ok", "in use")
     held = value_html(count(status.index_entries), status.problem or "the index did not say")
     ready = (
         cards.state_mark("ok", "ready")
@@ -116,7 +116,7 @@ def _stored(status: CacheStatus) -> str:
     return cell(
         f"Entries, of {status.limits.max_entries:,} at most",
         value,
-        f'{kind} {state} <span class="rd-mono">{escape(answers.address)}</span>{thrown}',
+        f'{kind} <span class="rd-mono">{escape(answers.address)}</span> {state}{thrown}',
         f"index in {escape(status.index)}: {held} {ready} · forgotten after {duration(status.limits.ttl_seconds)}",
     )
 

@@ -199,7 +199,7 @@ def run_form(runtime: Runtime, busy: str | None) -> tuple[Setting, ...] | None:
         candidates = columns[0].multiselect(
             "Candidates", offered, [base.candidates], key="run-candidates", help="Passages into the reranker."
         )
-        can_rerank = runtime.clients().reranker is not None
+        can_rerank = runtime.models.reranker is not None
         rerank = columns[1].multiselect(
             "Rerank",
             (True, False) if can_rerank else (False,),

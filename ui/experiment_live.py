@@ -10,7 +10,7 @@ import streamlit as st
 from jobs import Job
 from latency.load import knee
 from latency.load.steps import Step
-from ui import cards, experiments_view, hardware_view, load_view
+from ui import cards, experiments_view, hardware_view, load_view, viewer
 from ui.cached import the_runtime
 from ui.format import escape, seconds
 
@@ -44,10 +44,8 @@ def _follow(job_id: str) -> None:
     stop.button(
         "Stop",
         key="stop",
-        on_click=job.cancel,
-        disabled=stopping,
         width="stretch",
-        help="It is being stopped." if stopping else "Ends it; what was measured until then is kept.",
+        **viewer.stop(job, "It is being stopped." if stopping else "Ends it; what was measured until then is kept."),
     )
     shown = _SHOWN.get(kind_of(events))
     if shown is None:

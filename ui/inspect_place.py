@@ -13,7 +13,7 @@ from rag.errors import RagError
 from rag.inspect.reading import Reader
 from rag.types import Event, Options, Problem, StoredDocument
 from runtime import Runtime
-from ui import cards
+from ui import cards, viewer
 from ui.cached import the_runtime
 from ui.format import escape, plural, seconds
 
@@ -128,7 +128,7 @@ def _follow(job_id: str, what: str) -> None:
     events = job.events()
     with st.container(border=True, gap="small"):
         st.html(f'<p class="rd rd-title">{escape(what)}</p>{progress_html(events, job.elapsed())}')
-        st.button("Stop", key="inspect-stop", on_click=job.cancel, disabled=job.cancelled.is_set())
+        st.button("Stop", key="inspect-stop", **viewer.stop(job))
 
 
 def progress_html(events: Sequence[Mapping[str, Any]], elapsed: float) -> str:

@@ -1,4 +1,4 @@
-"""What the page Latency keeps between reruns and shares between sessions, keyed by the trace store's revision.
+"""What the pages Latency and Overview keep between reruns and shares between sessions, keyed by the trace store's revision.
 
 Only small results are kept: a report that held the table would keep every revision of it in memory.
 """
@@ -11,12 +11,13 @@ from pathlib import Path
 import streamlit as st
 
 from latency.percentiles import percentiles, recent, summary, what_if
-from latency.percentiles.percentiles import EVERY, Heat, Selection
+from latency.percentiles.percentiles import EVERY, Heat, Selection, Trend
 from latency.percentiles.recent import Recent
 from latency.percentiles.summary import Focus, Pick, View, Whole
 from latency.percentiles.table import Rows, StageTable, StageTables
 from latency.percentiles.what_if import Prediction, Scenario
 from rag.trace_rows import QueryFilter, QueryRow
+from rag.types import STAGES
 from ui.cached import the_runtime
 
 HOUR_SECONDS = 3600.0
@@ -86,6 +87,16 @@ def last_hour(minute: int) -> Recent:
     since = time.time() - HOUR_SECONDS
     where = QueryFilter(since=since, measured=False)
     return recent.findings(running.traces, running.readings, running.baseline(before=since), where)
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def hour_by_stage(revision: int, end: float) -> tuple[tuple[str, Trend], ...]:
+    """Each stage minute by minute over the hour before `end` (Unix seconds); stages that did not run are left out."""
+    since = end - HOUR_SECONDS
+    table = tables().at(revision, since)
+    rows = percentiles.choose(table, Selection(since=since)).rows
+    found = ((stage, percentiles.trend(table, rows, stage, length=HOUR_SECONDS)) for stage in STAGES)
+    return tuple((stage, trend) for stage, trend in found if trend.buckets)
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)

@@ -1,8 +1,9 @@
-"""Trend and distribution of the page Latency as options of ECharts. Pure; times are Unix seconds, shown in the browser's zone."""
+"""Trends and distribution of query times as options of ECharts. Pure; times are Unix seconds, shown in the browser's zone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from latency.percentiles.percentiles import Bin, Change, Summary, Trend
@@ -33,7 +34,7 @@ def trend_options(trend: Trend, column: str, start: float, end: float, dark: boo
         "yAxisIndex": 1,
         "data": [[(bucket.start + middle) * 1000, bucket.n] for bucket in trend.buckets],
         "itemStyle": _COUNT,
-        "barWidth": "86%",
+        "barWidth": bucket_width((bucket.start for bucket in trend.buckets), trend.step, end - start),
         "selectedMode": "single",
         "select": {"itemStyle": {"color": colour, "opacity": 0.6}},
         "tooltip": {"valueFormatter": "%d"},
@@ -51,6 +52,46 @@ def trend_options(trend: Trend, column: str, start: float, end: float, dark: boo
             {"type": "value", "min": 0, "max": most * 3, "show": False},
         ],
         "series": [counts, p50, p95],
+    }
+
+
+def bucket_width(starts: Iterable[float], step: float, span: float) -> str:
+    """A bar as wide as its bucket: ECharts takes shares of the least distance of two bars, or of the axis where there is one."""
+    band = min((after - before for before, after in pairwise(sorted(set(starts)))), default=span)
+    return f"{86 * step / max(band, step):.3g}%"
+
+
+def stages_options(found: Sequence[tuple[str, Trend]], start: float, end: float, dark: bool) -> dict[str, Any]:
+    """p50 of each stage on top of one another, a bar a bucket; where nothing was asked there is none."""
+    sums: dict[float, float] = {}
+    for _, trend in found:
+        for bucket in trend.buckets:
+            sums[bucket.start] = sums.get(bucket.start, 0.0) + bucket.p50
+    scale, unit = _unit(max(sums.values(), default=0.0))
+    step = found[0][1].step if found else 1.0
+    starts = sorted(sums)
+    told = {stage: {bucket.start: _short(bucket.p50 / scale) for bucket in trend.buckets} for stage, trend in found}
+    series = [
+        {
+            "type": "bar",
+            "name": stage,
+            "stack": "p50",
+            "color": tone(stage, dark),
+            "barWidth": bucket_width(starts, step, end - start),
+            # the same times in each: ECharts puts the n-th on the n-th, whatever their times
+            "data": [[(at + step / 2) * 1000, told[stage].get(at)] for at in starts],
+            "tooltip": {"valueFormatter": f"%.{1 if unit == 'ms' else 2}f {unit}"},
+        }
+        for stage in told
+    ]
+    return {
+        "animation": False,
+        "grid": {**_GRID, "top": 30},
+        "legend": {"show": True, "top": 0, "right": 0, "itemHeight": 8, "itemWidth": 8, "textStyle": {"fontSize": 11}},
+        "tooltip": {"trigger": "axis", "confine": True},
+        "xAxis": {"type": "time", "min": start * 1000, "max": end * 1000, "splitLine": {"show": False}},
+        "yAxis": {"type": "value", "min": 0, "splitNumber": 3, "axisLabel": {"formatter": f"{{value}} {unit}"}},
+        "series": series,
     }
 
 
@@ -101,7 +142,7 @@ def distribution_options(bins: Sequence[Bin], column: str, told: Summary, dark: 
     }
     return {
         "animation": False,
-        "grid": {**_GRID, "top": 38},
+        "grid": {**_GRID, "left": 16, "top": 38},  # the first label is wider than its bar
         "legend": {"show": False},
         "aria": {"enabled": True, "decal": {"show": False}},
         "tooltip": {"trigger": "axis", "confine": True, "axisPointer": {"type": "shadow"}, "valueFormatter": "%d"},

@@ -9,7 +9,7 @@ import streamlit as st
 
 from jobs import Job
 from rag.types import Answer, Passage
-from ui import cards, figures
+from ui import cards, figures, viewer
 from ui.cached import the_runtime
 from ui.format import answer_markdown, escape
 
@@ -29,7 +29,7 @@ def _follow(job_id: str) -> None:
     head, stop = st.columns([5, 1], vertical_alignment="center")
     stopping = job.cancelled.is_set()
     head.html(cards.live_line(job.elapsed(), "cancelling" if stopping else doing(events)))
-    stop.button("Cancel", key="cancel", on_click=job.cancel, disabled=stopping, width="stretch")
+    stop.button("Cancel", key="cancel", width="stretch", **viewer.stop(job))
     left, right = st.columns([10, 9], gap="medium")
     with left:
         _answer(events)

@@ -50,6 +50,11 @@ def faults(view: MachineView) -> str:
     return html + (cards.note("warn", *late) if late and view.problem is None else "")
 
 
+def beside_faults(alerts: Iterable[Alert]) -> list[Alert]:
+    """The alerts that say more than `faults` does: those that a fault raised repeat its words."""
+    return [alert for alert in alerts if not alert.metric.startswith("fault.")]
+
+
 def _fault(fault: Fault) -> str:
     subject = f"<strong>{escape(fault.subject)}</strong>: " if fault.subject else ""
     return f"{subject}{escape(gauges.sentence(fault.text))} <strong>Next:</strong> {escape(fault.next_step)}"

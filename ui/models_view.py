@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from gpu_server.probes import Probe
@@ -79,3 +80,23 @@ def tested(kind: str, found: Probe | RagError) -> str:
     where = f"at {info.address}" if info.address else "in this process"
     size = f", {info.dimension:,} dimensions" if info.dimension else ""
     return cards.note("ok", escape(f"{info.name} {where} {what} in {seconds(found.seconds)}{network}{size}."))
+
+
+def setting_text(value: object) -> str:
+    """A setting's value in a table: `unset`, `none` for an empty list, lists with commas, `true` and `false` as in the file."""
+    if value is None:
+        return "unset"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list | tuple):
+        return ", ".join(str(each) for each in value) or "none"
+    return str(value)
+
+
+def unwritten(key: str, value: object, root: Path) -> str:
+    """Where a value comes from that no source lists: the two that only the environment can set, or the default."""
+    usual: dict[str, tuple[object, ...]] = {
+        "data_dir": (str(root / "data"),),
+        "config_file": (None, str(root / "dashboard.toml")),
+    }
+    return "environment or .env" if key in usual and value not in usual[key] else "default"

@@ -6,10 +6,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
+from typing import NamedTuple
 
 from collectors.alerts import Alert
 from collectors.views import MachineView, ServiceView, Snapshot
 from latency.types import Finding
+from rag.cache.tally import asked
 from rag.trace_rows import QueryRow
 from rag.types import STAGES
 from ui import alerts_view, cards, gauges, machines_view, query_list, services_view
@@ -24,7 +26,7 @@ MAX_ROWS = 14
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """Something that needs somebody. `look` is what to look at."""
+    """Something that needs somebody. `look` is what to do next."""
 
     severity: str
     title: str
@@ -49,7 +51,8 @@ def _of_alert(alert: Alert) -> Thing:
     value = alerts_view.value_text(alert.value, alert.unit, alert.metric)
     title = f"{alert.title}: {value}" if value else alert.title
     where = " · ".join(text for text in (f"{alert.source} {about}".strip(), alert.detail) if text)
-    return Thing(alert.level, title, gauges.alert_url(alert.id), where, alert.next_step, alert.raised_at)
+    look = "" if alerts_view.says_what_to_do(alert) else alert.next_step
+    return Thing(alert.level, title, gauges.alert_url(alert.id), where, look, alert.raised_at)
 
 
 def _of_machine(view: MachineView) -> Thing | None:
@@ -76,13 +79,30 @@ def headline(found: Sequence[Thing], snapshot: Snapshot) -> str:
     return cards.state_mark("ok", "All right")
 
 
-def head(found: Sequence[Thing], snapshot: Snapshot, last: QueryRow | None, totals: Sequence[float]) -> str:
-    """The first line: how things stand, the last query, p95 of the last hour."""
+class Hour(NamedTuple):
+    """The last hour: seconds of each query that ran to its end, and of those that asked the cache how many it answered."""
+
+    totals: Sequence[float] = ()
+    lookups: int = 0
+    hits: int = 0
+
+
+def hour_of(rows: Sequence[QueryRow]) -> Hour:
+    """Counted as on the pages Latency (failed and cancelled queries have no p95) and Cache."""
+    ended = [row.total_seconds for row in rows if row.outcome in ("answered", "no_documents")]
+    looked = [row for row in rows if asked(row)]
+    return Hour(ended, len(looked), sum(bool(row.cache_hit) for row in looked))
+
+
+def head(found: Sequence[Thing], snapshot: Snapshot, last: QueryRow | None, hour: Hour) -> str:
+    """The first line: how things stand, the last query, p95 and hit rate of the last hour."""
     parts = []
     if last is not None:
         parts.append(f'last query <a href="{query_url(last.id)}">{seconds(last.total_seconds)}</a>')
-    if totals:
-        parts.append(f"last hour {escape(percentile('p95', p95(totals), len(totals)))}")
+    if hour.totals:
+        parts.append(f"last hour {escape(percentile('p95', p95(hour.totals), len(hour.totals)))}")
+    if hour.lookups:
+        parts.append(f"{gauges.link('/cache', f'hit rate {percent(hour.hits / hour.lookups)}')} · n {hour.lookups:,}")
     told = "".join(f'<span class="rd-part rd-soft">{part}</span>' for part in parts)
     return f'<div class="rd rd-head"><span class="rd-total">{headline(found, snapshot)}</span>{told}</div>'
 
@@ -109,11 +129,11 @@ def needs(found: Sequence[Thing], acknowledged: int, now: datetime, zone: tzinfo
 
 def _thing(thing: Thing, now: datetime, zone: tzinfo) -> str:
     since = f" · {time_html(datetime.fromtimestamp(thing.since, UTC), now, zone)}" if thing.since is not None else ""
-    look = f'<div class="rd-soft rd-small">Look at: {escape(shortened(thing.look, 160))}</div>' if thing.look else ""
+    look = f'<div class="rd-soft rd-small">Next: {escape(shortened(thing.look, 160))}</div>' if thing.look else ""
     return (
         f'<div class="rd-thing">{cards.state_mark(thing.severity, "", thing.severity)}'
         f"<strong>{gauges.link(thing.url, thing.title)}</strong>"
-        f'<div class="rd-soft rd-small rd-plain" dir="auto">{escape(shortened(thing.where, 160))}{since}</div>{look}</div>'
+        f'<div class="rd-soft rd-small rd-plain" dir="auto">{escape(shortened(thing.where, 240))}{since}</div>{look}</div>'
     )
 
 

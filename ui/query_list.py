@@ -80,8 +80,13 @@ def _times(row: QueryRow, longest: float) -> list[str]:
         stage_bar(row, longest),
         value_html(seconds(row.ttft_seconds), "no token was streamed"),
         '<abbr title="a model was loaded or ran for the first time">cold</abbr>' if row.cold else "",
-        f'<span class="rd-soft">{escape(shortened(row.model or "", 40))}</span>',
+        _model(row.model or ""),
     ]
+
+
+def _model(name: str) -> str:
+    """A model's name without the remark behind it, which is on hover."""
+    return f'<span class="rd-soft" title="{escape(name)}">{escape(shortened(name.partition(" (")[0], 40))}</span>'
 
 
 def stage_bar(row: QueryRow, longest: float) -> str:

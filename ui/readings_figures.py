@@ -216,14 +216,26 @@ def _row(row: Row, span: float) -> str:
     drawn = _area(points, span, top) + ("" if row.own is None else _area(_points(row.own), span, top, "own"))
     marks = "".join(_mark(fact, span) for fact in row.marks)
     inside = [value for time, value in points if 0 <= time <= span]
-    shown = max(inside, default=_highest(row.series))
-    text = unknown_html("not known in this time") if shown is None else escape(value_text(row.series.metric, shown))
     told = f"{row.title}: {_told(row.series.metric, inside)}"
+    text = escape(value_text(row.series.metric, max(inside))) if inside else _beside(row.series.metric, points, span)
     return (
         f'<span class="rd-name" title="{escape(row.title)}">{escape(row.label)}</span>'
         f'<div class="rd-track" role="img" aria-label="{escape(told)}">{drawn}{_cells(row, points, span)}{marks}</div>'
         f'<span class="rd-time" title="{escape(told)}">{text}</span>'
     )
+
+
+def _beside(metric: str, points: Sequence[tuple[float, float]], span: float) -> str:
+    """Of a query shorter than the pace of readings: the next ones before and after it, pale, unless a gap lies between."""
+    gap = _gap(points)
+    before = [point for point in points if -gap <= point[0] < 0][-1:]
+    after = [point for point in points if span < point[0] <= span + gap][:1]
+    near = [*before, *after]
+    if not near:
+        return unknown_html("no reading within the query, nor close to it")
+    told = ", ".join(f"{value_text(metric, value)} at {'−' if at < 0 else ''}{seconds(abs(at))}" for at, value in near)
+    shown = escape(value_text(metric, max(value for _, value in near)))
+    return f'<span class="rd-unknown" title="no reading within the query; the next ones: {escape(told)}">{shown}</span>'
 
 
 def _told(metric: str, values: Sequence[float]) -> str:
@@ -268,9 +280,14 @@ def _within(run: Sequence[tuple[float, float]], span: float) -> list[tuple[float
     return sorted(found)
 
 
-def _runs(points: Sequence[tuple[float, float]]) -> list[list[tuple[float, float]]]:
+def _gap(points: Sequence[tuple[float, float]]) -> float:
+    """Seconds between two readings from which on nothing is known in between."""
     steps = sorted(after[0] - before[0] for before, after in pairwise(points))
-    gap = GAP_ROUNDS * steps[len(steps) // 2] if steps else 0.0
+    return GAP_ROUNDS * steps[len(steps) // 2] if steps else 0.0
+
+
+def _runs(points: Sequence[tuple[float, float]]) -> list[list[tuple[float, float]]]:
+    gap = _gap(points)
     runs: list[list[tuple[float, float]]] = []
     for point in points:
         if runs and point[0] - runs[-1][-1][0] <= gap:

@@ -305,7 +305,7 @@ def _follow(job_id: str) -> None:
         st.rerun()
     with st.container(border=True, gap="small"):
         st.html(progress_html(job.title, job.events()))
-        st.button("Stop", key="stop-store", on_click=job.cancel, disabled=job.cancelled.is_set())
+        st.button("Stop", key="stop-store", **viewer.stop(job))
 
 
 def progress_html(title: str, events: Sequence[Mapping[str, Any]]) -> str:

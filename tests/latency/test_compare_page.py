@@ -19,7 +19,7 @@ import runtime
 from latency.comparing.compare import compare
 from latency.experiments.experiments import Experiment
 from rag.types import Split
-from settings import reference
+from tests.fresh_runtime import only_settings_of
 from tests.latency.comparison_cases import gpu, noisy, passages, query
 from ui import compare_view
 
@@ -40,17 +40,10 @@ EVIL = '"><script>alert(1)</script>'
 def rt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[runtime.Runtime]:
     """The process's runtime in a fresh data folder, without models and documents."""
     folder = tmp_path_factory.mktemp("compare")
-    (folder / "dashboard.toml").write_text("[models]\npreload = false\n[ingest]\nsample_corpus = false\n")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [row.variable for row in reference() if row.variable] + ["MILVUS_HOST", "OPENAI_API_KEY"]:
-            patch.delenv(name, raising=False)
-        patch.setenv("RAGDECK_DATA", str(folder / "data"))
-        patch.setenv("RAGDECK_CONFIG", str(folder / "dashboard.toml"))
-        runtime.shut_down()
+    with only_settings_of(folder, "[models]\npreload = false\n[ingest]\nsample_corpus = false\n"):
         running = runtime.started()
         assert running.wait_warm(60)  # the store is open: closing it half open ends the process badly
         yield running
-        runtime.shut_down()
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from latency.load.knee import find
 from latency.load.load import LoadPlan, LoadResult
 from latency.load.steps import Heard, Reading, Step, Told, step_of
 from rag import api
-from settings import reference
+from tests.fresh_runtime import only_settings_of
 from ui import experiment_live, experiments_view, hardware_view, load_view
 
 pytestmark = pytest.mark.xdist_group("pages")
@@ -42,17 +42,10 @@ def rt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[runtime.Runtime]:
     """The process's runtime in a fresh data folder, with a document."""
     folder = tmp_path_factory.mktemp("experiments")
     (folder / "cold.md").write_text("# Cold start\n\nThe first query loads the embedder.\n")
-    (folder / "empty.toml").write_text("")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [row.variable for row in reference() if row.variable] + ["MILVUS_HOST", "OPENAI_API_KEY"]:
-            patch.delenv(name, raising=False)
-        patch.setenv("RAGDECK_DATA", str(folder / "data"))
-        patch.setenv("RAGDECK_CONFIG", str(folder / "empty.toml"))
-        runtime.shut_down()
+    with only_settings_of(folder):
         running = runtime.get()
         assert running.submit_ingest([folder / "cold.md"]).wait(90)
         yield running
-        runtime.shut_down()
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from latency.percentiles.table import StageTable, StageTables
 from latency.types import Finding
 from rag.trace_rows import QueryFilter, QueryRow
 from rag.trace_store import TraceStore
-from settings import reference
+from tests.fresh_runtime import only_settings_of
 from ui import latency_charts, latency_view
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -47,17 +47,10 @@ QUERIES = 240
 def rt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[runtime.Runtime]:
     """The process's runtime in a fresh data folder, with no query yet."""
     folder = tmp_path_factory.mktemp("latency-page")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [row.variable for row in reference() if row.variable] + ["MILVUS_HOST", "OPENAI_API_KEY"]:
-            patch.delenv(name, raising=False)
-        patch.setenv("RAGDECK_DATA", str(folder / "data"))
-        (folder / "empty.toml").write_text("")
-        patch.setenv("RAGDECK_CONFIG", str(folder / "empty.toml"))
-        runtime.shut_down()
+    with only_settings_of(folder):
         running = runtime.started()
         assert running.wait_warm(90)
         yield running
-        runtime.shut_down()
 
 
 @pytest.fixture(scope="module")
@@ -249,6 +242,26 @@ def test_a_gap_in_time_is_a_gap_in_the_line() -> None:
     drawn = latency_charts.trend_options(percentiles.Trend(60.0, buckets, ()), TOTAL, 0.0, 300.0, dark=False)
     line = next(series for series in drawn["series"] if series["name"] == "p95")
     assert [value for _, value in line["data"]] == [2.0, 2.0, None, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("starts", "width"), [((0.0, 60.0, 240.0), "86%"), ((0.0,), "8.6%"), ((0.0, 300.0), "17.2%"), ((), "8.6%")]
+)
+def test_a_bar_is_as_wide_as_its_bucket(starts: tuple[float, ...], width: str) -> None:
+    """ECharts takes shares of the least distance of two bars, and of the whole axis where there is one bar."""
+    assert latency_charts.bucket_width(starts, 60.0, 600.0) == width
+
+
+def test_stages_lie_on_top_of_one_another_in_one_unit() -> None:
+    embed = percentiles.Trend(60.0, (percentiles.Bucket(0.0, 2, 0.5, 0.6, 0.7), percentiles.Bucket(60.0, 1, 0.2, 0.2, 0.2)), ())
+    search = percentiles.Trend(60.0, (percentiles.Bucket(0.0, 2, 0.7, 0.8, 0.9),), ())
+    drawn = latency_charts.stages_options((("embed", embed), ("search", search)), 0.0, 3600.0, dark=False)
+    assert [(each["name"], each["data"]) for each in drawn["series"]] == [
+        ("embed", [[30_000.0, 0.5], [90_000.0, 0.2]]),
+        ("search", [[30_000.0, 0.7], [90_000.0, None]]),  # else the next on top would stand on the wrong one
+    ]
+    assert drawn["yAxis"]["axisLabel"]["formatter"] == "{value} s"  # 0.5 s and 0.7 s are 1.2 s together
+    assert {each["stack"] for each in drawn["series"]} == {"p50"}
 
 
 def test_the_numbers_to_copy_are_those_shown(table: StageTable) -> None:

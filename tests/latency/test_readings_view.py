@@ -178,6 +178,20 @@ def test_nothing_in_the_time_itself() -> None:
     assert polygon(track)[1] == (0.0, 63.2)  # the line between them is what is known
 
 
+def test_a_short_query_shows_the_readings_next_to_it_and_none_from_long_after() -> None:
+    late = {0.0: 0.2, 0.1: 0.9}  # the value is low right after the query, and high once it is long over
+
+    def shown(*times: float) -> str:
+        found = readings(series("cpu.busy_ratio", lambda time: late[round(time - times[0], 1)], times=times))
+        cell = drawn(found).select_one(".rd-time")
+        assert cell is not None
+        return str(cell)
+
+    assert "20 %" not in shown(50.0, 50.1) and "nor close to it" in shown(50.0, 50.1)
+    end = readings_figures.span_of(answer())
+    assert "20 % at" in shown(end + 0.01, end + 0.11) and "90 %" not in shown(end + 0.01, end + 0.11)
+
+
 def test_numbers_by_stage() -> None:
     found = readings(
         series("gpu.0.utilization_ratio", lambda time: 0.9 if time >= 4 else 0.1), series("engine.requests_total", 7.0, "llm")

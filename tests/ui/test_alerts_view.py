@@ -41,7 +41,7 @@ def text(html: str) -> str:
 
 def test_an_alert_says_where_since_when_how_bad_and_what_to_look_at() -> None:
     html = alerts_view.line(HOT, SNAPSHOT, NOW, UTC)
-    assert text(html) == f"GPU hot h100-1 · gpu 3 · 88.0 °C, worst 91.0 °C · raised 10 min ago {EVIL} Look at: Cool it."
+    assert text(html) == f"GPU hot h100-1 · gpu 3 · 88.0 °C, worst 91.0 °C · raised 10 min ago {EVIL} Next: Cool it."
     links = [link["href"] for link in BeautifulSoup(html, "html.parser").find_all("a")]
     assert links == ["/alerts?id=7", "/machine?name=h100-1"]
     seen = alerts_view.line(replace(HOT, acknowledged_at=NOW.timestamp() - 60), SNAPSHOT, NOW, UTC)

@@ -18,7 +18,7 @@ from gpu_server.errors import ConnectionFailed
 from rag.cache.types import CachedAnswer
 from rag.semantic_cache import CacheLimits, SemanticCache, open_cache
 from rag.types import Answer, Interval, Split, Stage
-from settings import reference
+from tests.fresh_runtime import only_settings_of
 from tests.rag.cache_samples import KEY, answer, vector
 from ui import cache_cached, cache_calibration
 
@@ -35,18 +35,11 @@ QUESTION = "What does Art. 72 say?"
 def rt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[runtime.Runtime]:
     folder = tmp_path_factory.mktemp("cache-page")
     (folder / "cold.md").write_text("# Cold start\n\nThe first query loads the embedder, which takes 12 seconds.\n")
-    (folder / "empty.toml").write_text("")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [row.variable for row in reference() if row.variable] + ["MILVUS_HOST", "OPENAI_API_KEY"]:
-            patch.delenv(name, raising=False)
-        patch.setenv("RAGDECK_DATA", str(folder / "data"))
-        patch.setenv("RAGDECK_CONFIG", str(folder / "empty.toml"))
-        runtime.shut_down()
+    with only_settings_of(folder):
         running = runtime.get()
         job = running.submit_ingest([folder / "cold.md"])
         assert job.wait(90)
         yield running
-        runtime.shut_down()
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from streamlit.testing.v1 import AppTest
 import runtime
 from rag.evaluation.evaluations import Evaluations
 from rag.evaluation.types import Run, Setting
-from settings import reference
+from tests.fresh_runtime import only_settings_of
 from ui.cached import the_runtime
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -41,18 +41,11 @@ def rt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[runtime.Runtime]:
     (guide / "cold.md").write_text("# Cold <start>\n\n## Load\n\nThe first query loads the embedder, which takes 12 seconds.\n")
     (guide / "tunnel.md").write_text("# Tunnel\n\n## Milvus\n\nSearching Milvus through a tunnel adds a round trip.\n")
     (guide / "mig.md").write_text("# Slices\n\n## Memory\n\nA card is cut into slices, each with memory of its own.\n")
-    (folder / "empty.toml").write_text("")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [row.variable for row in reference() if row.variable] + ["MILVUS_HOST", "OPENAI_API_KEY"]:
-            patch.delenv(name, raising=False)
-        patch.setenv("RAGDECK_DATA", str(folder / "data"))
-        patch.setenv("RAGDECK_CONFIG", str(folder / "empty.toml"))
-        runtime.shut_down()
+    with only_settings_of(folder):
         the_runtime.clear()
         running = runtime.get()
         assert running.submit_ingest([guide]).wait(90)
         yield running
-        runtime.shut_down()
         the_runtime.clear()
 
 

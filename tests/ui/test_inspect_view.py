@@ -18,7 +18,7 @@ from rag.inspect.reading import StoredPassage
 from rag.inspect.stages import Search, StageRun
 from rag.routes import Found
 from rag.types import Options, Passage, PassageRow
-from settings import reference
+from tests.fresh_runtime import only_settings_of
 from ui import inspect_figures
 from ui.inspect_figures import Measured
 from ui.inspect_place import progress_html
@@ -39,17 +39,10 @@ def view() -> None:
 @pytest.fixture(scope="module")
 def rt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[runtime.Runtime]:
     folder = tmp_path_factory.mktemp("inspect")
-    (folder / "own.toml").write_text("[ingest]\nsample_corpus = false\n")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [row.variable for row in reference() if row.variable] + ["MILVUS_HOST", "OPENAI_API_KEY"]:
-            patch.delenv(name, raising=False)
-        patch.setenv("RAGDECK_DATA", str(folder / "data"))
-        patch.setenv("RAGDECK_CONFIG", str(folder / "own.toml"))
-        runtime.shut_down()
+    with only_settings_of(folder, "[ingest]\nsample_corpus = false\n"):
         running = runtime.get()
         fill(running)
         yield running
-        runtime.shut_down()
 
 
 def fill(rt: runtime.Runtime) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from gpu_server.interfaces import ModelInfo
@@ -60,3 +62,20 @@ def test_what_a_test_found() -> None:
 )
 def test_bytes(value: float | None, text: str) -> None:
     assert bytes_text(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "unset"), ([], "none"), (["*"], "*"), (["a", "b"], "a, b"), (True, "true"), (0, "0"), ("", ""), ("***", "***")],
+)
+def test_a_setting_reads_as_people_write_it(value: object, text: str) -> None:
+    assert models_view.setting_text(value) == text
+
+
+def test_the_file_beside_the_program_is_not_said_to_come_from_the_environment() -> None:
+    root = Path("/opt/ragdeck")
+    assert models_view.unwritten("config_file", "/opt/ragdeck/dashboard.toml", root) == "default"
+    assert models_view.unwritten("config_file", "/etc/deck.toml", root) == "environment or .env"
+    assert models_view.unwritten("data_dir", "/opt/ragdeck/data", root) == "default"
+    assert models_view.unwritten("data_dir", "/srv", root) == "environment or .env"
+    assert models_view.unwritten("server.port", 8502, root) == "default"

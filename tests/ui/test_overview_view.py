@@ -64,6 +64,8 @@ def test_what_has_an_alert_is_not_told_twice_and_what_is_acknowledged_needs_nobo
     assert overview_view.things(WELL, []) == []
     (told,) = overview_view.things(WELL, [replace(SLOW, detail="0.84 s at the last probe")])
     assert told.where == "rerank · 0.84 s at the last probe"
+    (told,) = overview_view.things(WELL, [replace(SLOW, metric="fault.docker_down", detail="Docker is down (Start it.)")])
+    assert "Start it." in told.where and told.look == ""
 
 
 def test_the_headline() -> None:
@@ -71,9 +73,17 @@ def test_the_headline() -> None:
     assert text(overview_view.headline(overview_view.things(SNAPSHOT, [SLOW]), SNAPSHOT)) == "4 things need you"
     waiting = Snapshot(0.0, (SNAPSHOT.machines[-1],), ())
     assert "not everything is read yet" in text(overview_view.headline([], waiting))
-    line = text(overview_view.head([], WELL, ROW, [1.0] * 19 + [9.0]))
-    assert line == "All right last query 9.80 s last hour p95 1.00 s · n 20"
-    assert text(overview_view.head([], WELL, None, [])) == "All right"
+    hour = overview_view.Hour([1.0] * 19 + [9.0], lookups=16, hits=4)
+    line = text(overview_view.head([], WELL, ROW, hour))
+    assert line == "All right last query 9.80 s last hour p95 1.00 s · n 20 hit rate 25 % · n 16"
+    assert text(overview_view.head([], WELL, None, overview_view.Hour())) == "All right"
+
+
+def test_the_hour_counts_what_the_pages_latency_and_cache_count() -> None:
+    ended = replace(ROW, outcome="answered", total_seconds=2.0, cache_hit=True, cache_seconds=0.1)
+    failed, past_the_cache = replace(ended, outcome="failed", cache_hit=False), replace(ended, cache_hit=None, cache_seconds=None)
+    hour = overview_view.hour_of([ended, failed, past_the_cache])
+    assert hour == ([2.0, 2.0], 2, 1)
 
 
 def test_p95_is_the_nearest_rank() -> None:
@@ -82,7 +92,7 @@ def test_p95_is_the_nearest_rank() -> None:
 
 def test_the_list_of_what_needs_somebody() -> None:
     shown = text(overview_view.needs(overview_view.things(SNAPSHOT, [SLOW]), 2, NOW, UTC))
-    assert "Reranker slow: 840 ms rerank" in shown and "Look at: Look at its GPU." in shown and "2 alerts acknowledged" in shown
+    assert "Reranker slow: 840 ms rerank" in shown and "Next: Look at its GPU." in shown and "2 alerts acknowledged" in shown
     many = [overview_view.Thing("warn", EVIL, "/x", EVIL, EVIL)] * 11
     assert "and 3 more" in text(overview_view.needs(many, 0, NOW, UTC)) and "Nothing." in text(
         overview_view.needs([], 0, NOW, UTC)

@@ -108,7 +108,7 @@ def test_an_empty_question_is_refused_in_words(app: AppTest) -> None:
     app.run()
     app.text_area(key="question").set_value("   ")
     app.button(key="send").click().run()
-    assert not app.exception and "the question is empty" in html(app)
+    assert not app.exception and "Type a question first" in html(app)
 
 
 def test_a_job_nobody_knows_says_what_happened(app: AppTest) -> None:

@@ -16,7 +16,7 @@ from jobs import Job
 from rag.errors import RagError
 from rag.store_care import handle
 from rag.store_care.sizes import CollectionCare, Outgrown
-from settings import reference
+from tests.fresh_runtime import only_settings_of
 from ui import store_view
 
 pytestmark = pytest.mark.xdist_group("pages")
@@ -93,17 +93,10 @@ def test_a_job_that_failed_says_what_to_do():
 def rt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[runtime.Runtime]:
     folder = tmp_path_factory.mktemp("store-view")
     (folder / "a.md").write_text("# Pumps\n\nThe pump is slow when the filter is old.\n")
-    (folder / "empty.toml").write_text("")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [row.variable for row in reference() if row.variable] + ["MILVUS_HOST", "OPENAI_API_KEY"]:
-            patch.delenv(name, raising=False)
-        patch.setenv("RAGDECK_DATA", str(folder / "data"))
-        patch.setenv("RAGDECK_CONFIG", str(folder / "empty.toml"))
-        runtime.shut_down()
+    with only_settings_of(folder):
         running = runtime.get()
         assert running.submit_ingest([folder / "a.md"]).wait(90)
         yield running
-        runtime.shut_down()
 
 
 def script() -> None:
