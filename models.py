@@ -12,6 +12,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
@@ -192,7 +193,8 @@ def _local_reranker(settings: Settings, pool: ModelPool) -> Reranker:
     if not wants_scores:  # a blend of the routes' scores is arithmetic, a model is not
         _need_torch("the reranker", "GPU_SERVER_URL or RERANKER_API_URL")
     make = makers.rerankers(models.reranker, models.device, models.precision)
-    return pool.add_reranker(models.reranker, make, uses_route_scores=wants_scores)
+    identity = partial(makers.reranker_identity, models.reranker)
+    return pool.add_reranker(models.reranker, make, uses_route_scores=wants_scores, identity=identity)
 
 
 def _need_torch(what: str, instead: str) -> None:

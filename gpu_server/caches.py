@@ -32,6 +32,7 @@ from gpu_server.interfaces import (
     TextKind,
     Timing,
     VectorKind,
+    identity_of,
     info_at_once,
 )
 from gpu_server.score_stores import ScoreStore, StoredScore, StoreName
@@ -301,6 +302,9 @@ class CachedReranker:
     @property
     def info(self) -> ModelInfo:
         return self._inner.info
+
+    def identify(self) -> str:
+        return identity_of(self._inner)
 
     @property
     def stats(self) -> CacheStats:

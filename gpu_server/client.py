@@ -5,6 +5,7 @@ Needs no torch. Vectors that cannot go together with earlier ones, too few of th
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ import numpy as np
 
 from gpu_server.discovery import Served
 from gpu_server.endpoint import Endpoint
-from gpu_server.errors import BadInput
+from gpu_server.errors import BadInput, EngineError
 from gpu_server.interfaces import (
     DENSE_AND_SPARSE,
     CacheMode,
@@ -34,6 +35,7 @@ from gpu_server.transport import Reply
 BATCH_TEXTS = 64
 BATCH_BYTES = 1_000_000
 SPARSE: frozenset[VectorKind] = frozenset({"sparse"})
+IDENTIFY_SECONDS = 2.0  # within a query, before its answer is looked for
 INFO_SECONDS = 5.0  # a page that only asks who the model is does not wait for every retry
 
 
@@ -140,6 +142,12 @@ class RemoteReranker:
         if known is not None:
             return known.info
         return ModelInfo(status.name, "reranker", status.name, "remote", "unknown", where="http", address=status.address)
+
+    def identify(self) -> str:
+        """As the server says, which is asked once; what is known without it where it does not answer in time."""
+        with contextlib.suppress(EngineError):
+            return self.server.served(time.monotonic() + IDENTIFY_SECONDS).info.identity
+        return self.info.identity
 
     def score(
         self,

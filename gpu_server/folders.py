@@ -61,6 +61,15 @@ def reranker(name: str) -> ModelFolder:
     return _found(name, check_reranker)
 
 
+def reranker_identity(name: str) -> str | None:
+    """The identity that this cross-encoder will have once it is loaded; None where its folder is not here, or not whole."""
+    path = hub.local(name)
+    try:
+        return identity(check_reranker(path, name)) if path else None
+    except (ModelError, OSError):
+        return None
+
+
 def _found(name: str, check: Any) -> ModelFolder:
     def problem_with(path: Path) -> ModelError | None:
         try:

@@ -57,6 +57,14 @@ def find(name: str, problem_with: Callable[[Path], ModelError | None]) -> Path:
     return _download(name)
 
 
+def local(name: str) -> Path | None:
+    """The folder of a model that is here already, complete or not; downloads nothing."""
+    if bad_name(name):
+        return None
+    folder = Path(name).expanduser()
+    return folder.resolve() if folder.is_dir() else _cached(name)
+
+
 def short_name(folder: Path) -> str:
     """The model's name without its owner: of a hub cache folder the repository's, else the folder's own."""
     for part in folder.parts:

@@ -211,6 +211,12 @@ def info_at_once(embedder: Embedder) -> bool:
     return bool(getattr(embedder, "info_at_once", True))
 
 
+def identity_of(reranker: Reranker) -> str:
+    """Who scores, also before the model is loaded, so that what is kept under it is found by the next process."""
+    identify = getattr(reranker, "identify", None)
+    return str(identify() if identify is not None else reranker.info.identity)
+
+
 @dataclass(frozen=True, slots=True)
 class Delta:
     """A piece of a streamed completion: answer text, or reasoning text (kept out of answers), or the closing facts.

@@ -50,6 +50,13 @@ def reranker(name: str, device: str = "auto", precision: str = "auto") -> Callab
     return make
 
 
+def reranker_identity(name: str) -> str | None:
+    """Who this reranker will be, told from its folder without loading it; None where that cannot be told."""
+    from gpu_server import folders, starter
+
+    return starter.StarterReranker().info.identity if name == STARTER else folders.reranker_identity(name)
+
+
 class OnEveryDevice(Sequence[Callable[[], M]]):
     """A maker for each worker of the pool: of every GPU for `auto` and `cuda`, else of the one device.
 

@@ -42,10 +42,18 @@ class ModelPool:
         embedder = self._models["embedder"] = PooledEmbedder(slot)
         return embedder
 
-    def add_reranker(self, name: str, make: Makers[RerankModel | Reranker], *, uses_route_scores: bool = False) -> PooledReranker:
-        """A maker gives a `RerankModel`, or what is a `Reranker` already, which is called directly."""
+    def add_reranker(
+        self,
+        name: str,
+        make: Makers[RerankModel | Reranker],
+        *,
+        uses_route_scores: bool = False,
+        identity: Callable[[], str | None] | None = None,
+    ) -> PooledReranker:
+        """A maker gives a `RerankModel`, or what is a `Reranker` already, which is called directly. `identity` tells who it will
+        be before it is loaded, None where that cannot be told."""
         slot = Slot("reranker", name, _all(make), rerank_forward, self._max_queue_texts)
-        reranker = self._models["reranker"] = PooledReranker(slot, uses_route_scores)
+        reranker = self._models["reranker"] = PooledReranker(slot, uses_route_scores, identity)
         return reranker
 
     def add_chat_model(self, name: str, make: Callable[[], ChatModel]) -> PooledChatModel:

@@ -233,13 +233,23 @@ class PooledEmbedder:
 class PooledReranker:
     """The pool's reranker. Thread-safe. One without a `forward` is called directly, one caller at a time."""
 
-    def __init__(self, slot: Slot[RerankModel | Reranker], uses_route_scores: bool) -> None:
+    def __init__(
+        self,
+        slot: Slot[RerankModel | Reranker],
+        uses_route_scores: bool,
+        identity: Callable[[], str | None] | None = None,
+    ) -> None:
         self.slot = slot
         self.uses_route_scores = uses_route_scores
+        self._identity = identity
 
     @property
     def info(self) -> ModelInfo:
         return self.slot.info
+
+    def identify(self) -> str:
+        told = self._identity() if self._identity is not None and self.slot.glance() is None else None
+        return told or self.slot.info.identity
 
     def score(
         self,

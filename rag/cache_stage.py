@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_server.errors import EngineError
+from gpu_server.interfaces import identity_of
 from rag.errors import RagError
 from rag.semantic_cache import CachedAnswer, CacheKey, Lookup, SemanticCache
 from rag.types import Answer, Options
@@ -107,7 +108,7 @@ def _current_key(options: Options, clients: Clients) -> CacheKey | None:
 def _key(options: Options, clients: Clients, collection: str, version: str) -> CacheKey:
     """Everything that changes an answer."""
     chat = clients.chat
-    reranker = clients.reranker.info.identity if options.rerank and clients.reranker is not None else None
+    reranker = identity_of(clients.reranker) if options.rerank and clients.reranker is not None else None
     prompt: Mapping[str, Any] = {key: value for key, value in asdict(clients.prompts).items() if key not in _NOT_OF_THE_ANSWER}
     return CacheKey.of(
         collection=collection,

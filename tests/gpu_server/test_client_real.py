@@ -14,7 +14,7 @@ from gpu_server import makers
 from gpu_server.client import RemoteEmbedder, RemoteReranker
 from gpu_server.endpoint import Endpoint
 from gpu_server.errors import AuthenticationFailed, ModelError, TimedOut, TooLarge
-from gpu_server.interfaces import Embedder, RerankCandidate, Reranker
+from gpu_server.interfaces import Embedder, RerankCandidate, Reranker, identity_of
 from gpu_server.model_pool import ModelPool
 from tests.gpu_server.serving import Served, process
 
@@ -118,3 +118,31 @@ def test_the_servers_report_of_a_model(server: Served) -> None:
     report = client.server.report()
     assert report["load_seconds"] > 0
     assert report["runs"] > 0
+
+
+def test_who_scores_is_known_before_anything_is_scored(server: Served, tiny_cross_encoder: Path) -> None:
+    name = str(tiny_cross_encoder)
+    asked: list[str] = []
+
+    def tells() -> str | None:
+        asked.append(name)
+        return makers.reranker_identity(name)
+
+    local = ModelPool().add_reranker(name, makers.reranker(name, "cpu", "fp32"), identity=tells)
+    remote = RemoteReranker(endpoint(server))
+    before = identity_of(local), identity_of(remote)
+    local.score(QUERY, [RerankCandidate(PASSAGES[0])])
+    assert before == (local.info.identity,) * 2 == (identity_of(local), identity_of(remote))
+    assert asked == [name], "a loaded model says itself who it is"
+
+
+def test_a_server_that_is_away_keeps_nobody_from_asking_who_it_is() -> None:
+    remote = RemoteReranker(Endpoint("http://127.0.0.1:9", retries=0))
+    assert identity_of(remote) == remote.info.identity
+
+
+def test_a_model_that_is_not_here_is_not_downloaded_to_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("gpu_server.hub._download", lambda name: pytest.fail("it was downloaded"))
+    assert makers.reranker_identity("nobody/knows-this") is None
+    assert makers.reranker_identity(str(tmp_path)) is None, "a folder without a model"

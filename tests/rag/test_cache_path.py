@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import redis
 
 from answer_cache import AnswerCache
+from gpu_server import makers
 from gpu_server.interfaces import Scores, Timing
 from gpu_server.model_pool import ModelPool
 from gpu_server.starter import StarterEmbedder, StarterReranker
@@ -391,6 +393,22 @@ def test_the_wait_for_an_embedder_that_is_not_loaded_is_not_the_caches(clients):
     again = ask(replace(clients, embedder=unloaded))
     assert stages(again)["cache"].hit and stages(again)["embed"].skipped == "answered from the cache"
     pool.stop()
+
+
+def test_the_next_process_finds_what_this_one_kept(clients):
+    """Before its reranker is loaded, and although it never was asked."""
+
+    def process() -> tuple[ModelPool, Clients]:
+        pool = ModelPool()
+        embedder = pool.add_embedder("starter", StarterEmbedder)
+        identity = partial(makers.reranker_identity, "starter")
+        reranker = pool.add_reranker("starter", StarterReranker, uses_route_scores=True, identity=identity)
+        return pool, replace(clients, embedder=embedder, reranker=reranker)
+
+    for hit in (False, True):
+        pool, asked = process()
+        assert stages(ask(asked))["cache"].hit is hit
+        pool.stop()
 
 
 def test_an_embedder_that_cannot_be_loaded_is_the_embedders_failure(clients):
