@@ -89,6 +89,9 @@ class Oidc(Section):
     )
     groups_claim: Text = setting("groups", "Claim with the user's groups.")
     session_hours: float = setting(12.0, "How long a sign-in counts, in hours.", gt=0, le=720)
+    trust_email: bool = setting(
+        False, "Believe e-mail addresses that the provider does not state to be verified; only where nobody can choose their own."
+    )
 
 
 class Proxy(Section):

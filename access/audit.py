@@ -10,8 +10,9 @@ import io
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 
+from access.refusals import Refusals
 from access.scopes import Identity
 from collectors.audit import Action, AuditLog
 from rag.errors import RagError
@@ -59,9 +60,14 @@ def recorded(log: AuditLog, who: Identity, address: str | None, what: str, targe
     log.end(asked, "done")
 
 
-def refused(log: AuditLog, who: Identity, address: str | None, what: str, why: str, target: str = "") -> None:
-    """Somebody asked for what is not theirs to do. Raises OSError."""
-    log.end(log.begin(_whole(who.name), "", _whole(what), address, _whole(target)), "refused", _whole(why))
+_REFUSALS = Refusals()  # of the process: what its pages write goes into one log
+
+
+def refused(
+    log: AuditLog, who: Identity, address: str | None, what: str, why: str, target: str = "", refusals: Refusals = _REFUSALS
+) -> None:
+    """Somebody asked for what is not theirs to do; one who asks often is counted instead of written. Raises OSError."""
+    refusals.add(log, replace(who, name=_whole(who.name)), address, _whole(what), _whole(why), _whole(target))
 
 
 def _whole(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import logging
 import time
@@ -16,6 +15,7 @@ from starlette.requests import cookie_parser
 from access.oidc import OidcSessions
 from access.proxy import TrustedProxy
 from access.scopes import ALL, OPEN, Identity
+from access.sessions import ServerSessions
 from access.tokens import SESSION_SECONDS, TokenStore, looks_like_one
 from rag.errors import RagError
 
@@ -40,6 +40,7 @@ class Authenticator:
     oidc: OidcSessions | None = None
     vouched: Vouched = field(default_factory=OrderedDict, repr=False, compare=False)
     clock: Callable[[], float] = field(default=time.monotonic, repr=False, compare=False)
+    unix_clock: Callable[[], float] = field(default=time.time, repr=False, compare=False)
 
     def arrived(self, headers: Headers) -> Identity | None:
         """Who sends a request now. See `identify`."""
@@ -83,13 +84,12 @@ class Authenticator:
 
     def session(self, who: Identity) -> str:
         """A cookie's value for somebody who showed a token. Raises RagError internal."""
-        if who.token_id is None or self.tokens is None:
-            return self.server_session()
-        return self.tokens.open_session(who.token_id)
-
-    def server_session(self) -> str:
-        """Proves knowledge of the server's token without holding it."""
-        return hmac.new((self.server_token or "").encode(), b"ragdeck session", hashlib.sha256).hexdigest()
+        if who.token_id is not None and self.tokens is not None:
+            return self.tokens.open_session(who.token_id)
+        sessions = self._server_sessions
+        if sessions is None:
+            raise RagError("there is no token to sign in with", next_step="Sign in another way.")
+        return sessions.open()
 
     def end_session(self, headers: Headers) -> None:
         """What the browser shows counts for nothing any more, also for whoever has a copy of it. Raises RagError internal."""
@@ -98,6 +98,9 @@ class Authenticator:
         shown = cookies(headers)
         if COOKIE in shown:
             self.tokens.close_session(shown[COOKIE])
+            mark = self._server_sessions.mark(shown[COOKIE]) if self._server_sessions else None
+            if mark is not None:
+                self.tokens.end_sign_in(mark, SESSION_SECONDS)
         signed_in = self.oidc.read(shown) if self.oidc is not None else None
         if self.oidc is not None and signed_in is not None:
             self.tokens.end_sign_in(signed_in.mark, self.oidc.session_seconds)
@@ -116,22 +119,25 @@ class Authenticator:
         cookie = cookies(headers).get(COOKIE)
         if cookie is None:
             return None
-        if self.server_token is not None and hmac.compare_digest(
-            cookie.encode("utf-8", "replace"), self.server_session().encode()
-        ):
-            return SERVER
+        mark = self._server_sessions.mark(cookie) if self._server_sessions else None
+        if mark is not None:
+            return None if self._has_ended(mark) else SERVER
         return self._stored(cookie) if not looks_like_one(cookie) else None
 
     def _by_sign_in(self, headers: Headers, oidc: OidcSessions) -> Identity | None:
         signed_in = oidc.read(cookies(headers))
-        if signed_in is None:
-            return None
+        return None if signed_in is None or self._has_ended(signed_in.mark) else signed_in.who
+
+    @property
+    def _server_sessions(self) -> ServerSessions | None:
+        return ServerSessions(self.server_token, self.unix_clock) if self.server_token is not None else None
+
+    def _has_ended(self, mark: bytes) -> bool:
         try:
-            ended = self.tokens is not None and self.tokens.has_ended(signed_in.mark)
-        except RagError as problem:
+            return self.tokens is not None and self.tokens.has_ended(mark)
+        except RagError as problem:  # a file that cannot be read lets nobody in
             log.error("%s. %s", problem.message, problem.next_step)
-            return None
-        return None if ended else signed_in.who
+            return True
 
     def _stored(self, text: str) -> Identity | None:
         try:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from starlette.datastructures import MutableHeaders
-from starlette.types import Message, Send
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import Message, Scope, Send
 
 # Streamlit's page has one inline script, named here by its hash; its styles are inline everywhere. Nothing may come from another
 # host, and nothing may be evaluated: what a document or a model smuggles into a page can neither run nor call home.
@@ -54,3 +54,8 @@ def with_headers(send: Send, shared_with: str | None, https: bool) -> Send:
         await send(message)
 
     return sender
+
+
+def is_https(scope: Scope, headers: Headers) -> bool:
+    """Whether the browser came over TLS, here or at the proxy before us."""
+    return scope.get("scheme") in ("https", "wss") or headers.get("x-forwarded-proto") == "https"

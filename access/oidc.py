@@ -6,12 +6,14 @@ at every request, because Streamlit itself shows its pages to everybody. Knows n
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +26,7 @@ from access.scopes import Identity, Scope, granted
 
 COOKIE = "_streamlit_user"
 MAX_CHUNKS = 20
+SECRET_CHARS = 43
 _CHUNKS = re.compile(r"chunks-(\d{1,3})")
 
 
@@ -35,15 +38,28 @@ class SignIn(NamedTuple):
     mark: bytes
 
 
+UNSTATED = (
+    "Your e-mail address gives you no role here, because your provider does not say that it has verified it. Whoever runs this"
+    " RAG Deck can name your group or your account ({sub}) in [access], or set access.oidc.trust_email = true where the provider"
+    " lets nobody choose an address."
+)
+UNVERIFIED = (
+    "Your e-mail address gives you no role here, because your provider says that it is not verified. Verify it there and sign in"
+    " again, or ask whoever runs this RAG Deck to name your group or your account ({sub}) in [access]."
+)
+
+
 @dataclass(frozen=True)
 class OidcSessions:
-    """`cookie_secret` signs the cookies; `redirect_uri` is our own address; a sign-in counts for `session_seconds`."""
+    """`cookie_secret` signs the cookies; `redirect_uri` is our own address; a sign-in counts for `session_seconds`.
+    `trust_email`: an address counts although the provider does not state whether it was verified."""
 
     cookie_secret: str
     redirect_uri: str
     groups_claim: str
     session_seconds: float
     allowed: dict[Scope, tuple[str, ...]]
+    trust_email: bool = False
 
     def __repr__(self) -> str:
         return f"OidcSessions({self.redirect_uri!r})"
@@ -59,13 +75,24 @@ class OidcSessions:
         claims = _object(text)
         if claims is None or claims.get("is_logged_in") is not True or claims.get("origin") != self._origin():
             return None
-        verified = claims.get("email_verified") is not False  # an address that anybody may have typed gives nobody a role
-        user = tuple(str(claims[key]) for key in ("email", "sub") if claims.get(key) and (key != "email" or verified))
+        doubt = self._doubt(claims)
+        user = tuple(str(claims[key]) for key in ("email", "sub") if claims.get(key) and not (key == "email" and doubt))
         if not user:
             return None
         groups = _texts(claims.get(self.groups_claim))
-        who = Identity(user[0][:200], "oidc", granted(user, groups, self.allowed), groups=groups)
+        hint = doubt.format(sub=user[0][:200]) if claims.get("email") else ""
+        who = Identity(user[0][:200], "oidc", granted(user, groups, self.allowed), groups=groups, hint=hint)
         return SignIn(who, hashlib.sha256(f"{signed_at_unix}\n{text}".encode()).digest())
+
+    def _doubt(self, claims: Mapping[str, Any]) -> str:
+        """Why the address counts for nothing; "" where it counts. With providers that have many tenants an attacker may have put
+        any address at all into an account of theirs. It is told whether or not the address has a role, and so does not say."""
+        stated = claims.get("email_verified")
+        if stated is True or stated == "true":  # some providers write it as text
+            return ""
+        if stated is None:
+            return "" if self.trust_email else UNSTATED
+        return UNVERIFIED
 
     def _origin(self) -> str:
         parts = urlsplit(self.redirect_uri)
@@ -109,24 +136,41 @@ def _texts(value: object) -> tuple[str, ...]:
 def write_secrets(folder: Path, *, metadata_url: str, client_id: str, client_secret: str, redirect_uri: str) -> tuple[Path, str]:
     """(the file that Streamlit reads, the secret of its cookies), in `folder`, for its owner only.
 
-    The cookies' secret is made once and kept, so that a restart signs nobody out. Raises OSError.
+    The cookies' secret is made once and kept, so that a restart signs nobody out; of processes and threads that begin at the same
+    moment one makes it and the others read it. Raises OSError.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    kept = folder / "cookie.secret"
-    secret = kept.read_text().strip() if kept.exists() else ""
-    if len(secret) < 43:
-        secret = secrets.token_urlsafe(32)
-        _write(kept, secret)
-    auth = {
-        "redirect_uri": redirect_uri,
-        "cookie_secret": secret,
-        "client_id": client_id,
-        "client_secret": client_secret,
-        "server_metadata_url": metadata_url,
-    }
     path = folder / "secrets.toml"
-    _write(path, tomli_w.dumps({"auth": auth}))
+    with _alone(folder):
+        secret = _kept_secret(folder / "cookie.secret")
+        auth = {
+            "redirect_uri": redirect_uri,
+            "cookie_secret": secret,
+            "client_id": client_id,
+            "client_secret": client_secret,
+            "server_metadata_url": metadata_url,
+        }
+        _write(path, tomli_w.dumps({"auth": auth}))
     return path, secret
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Nobody else who asks for it writes there meanwhile, in this process or another. The lock ends with its holder."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _kept_secret(path: Path) -> str:
+    secret = path.read_text().strip() if path.exists() else ""
+    if len(secret) < SECRET_CHARS:  # there is none, or a disk that was full has cut it
+        secret = secrets.token_urlsafe(32)
+        _write(path, secret)
+    return secret
 
 
 def _write(path: Path, text: str) -> None:

@@ -212,7 +212,7 @@ def require(viewer: Viewer, scope: Scope, what: str = "", target: str = "") -> I
         return who
     with contextlib.suppress(OSError):  # it is refused in any case
         audit.refused(viewer.log, who, viewer.address, what or f"something that needs {scope!r}", f"lacks {scope!r}", target)
-    step = "Ask whoever runs this RAG Deck for it: [access] in its settings says who has which scope."
+    step = f"Ask whoever runs this RAG Deck for it: [access] in its settings says who has which scope. {who.hint}".rstrip()
     raise RagError(f"{who.name} may not do this: it needs the scope {scope!r}", kind="authentication", next_step=step)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from typing import Literal, NamedTuple, get_args
 
@@ -29,6 +29,8 @@ class Identity:
     scopes: frozenset[Scope]
     token_id: str | None = None
     groups: tuple[str, ...] = ()
+    hint: str = field(default="", compare=False)
+    """Why they may have fewer scopes than they expect, and what to do; a sentence or two for them to read."""
 
     @property
     def key(self) -> str:

@@ -1,4 +1,5 @@
-"""The page on which a browser shows a token or goes to its sign-in. Plain HTML that needs nothing else of this server."""
+"""The pages of the door: where a browser shows a token or goes to its sign-in, and where it is refused. Plain HTML that needs
+nothing else of this server."""
 
 from __future__ import annotations
 
@@ -17,6 +18,12 @@ def local(target: str) -> str:
     return target if plain and target.startswith("/") and not target.startswith("//") else "/"
 
 
+def refusal_page(message: str, next_step: str) -> str:
+    """For a browser whose user is known and may not do this."""
+    said = f'<p role="alert">{html.escape(message)}.</p><p>{html.escape(next_step)}</p>'
+    return _whole("Refused", f'{said}<p><a class="way" href="{SIGN_OUT}">Sign out</a></p>')
+
+
 def page(following: str, problem: str | None, *, token: bool, oidc: bool) -> str:
     said = f'<p role="alert">{html.escape(problem)}</p>' if problem else ""
     action = html.escape(f"{SIGN_IN}?next={quote(following)}", quote=True)
@@ -30,9 +37,13 @@ def page(following: str, problem: str | None, *, token: bool, oidc: bool) -> str
         )
     if not token and not oidc:
         ways.append("<p>People sign in at the proxy in front of this server. Come by its address.</p>")
+    return _whole("Sign in", said + "".join(ways))
+
+
+def _whole(title: str, body: str) -> str:
     return f"""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>RAG Deck · Sign in</title><link rel="icon" href="data:,"><style>
+<title>RAG Deck · {title}</title><link rel="icon" href="data:,"><style>
 :root{{color-scheme:light dark}}body{{font:16px system-ui,sans-serif;max-width:22rem;margin:18vh auto;padding:0 1rem}}
 input,button,.way{{font:inherit;width:100%;padding:.6rem;margin:.3rem 0;box-sizing:border-box}}[role=alert]{{color:#c2410c}}
 .way{{display:block;border:1px solid;border-radius:.3rem;text-align:center;text-decoration:none}}
-</style><h1>RAG Deck</h1>{said}{"".join(ways)}</html>"""
+</style><h1>RAG Deck</h1>{body}</html>"""

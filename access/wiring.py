@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 from collections import OrderedDict
 from pathlib import Path
@@ -11,6 +10,7 @@ from access import redaction
 from access.authenticator import Authenticator, Vouched
 from access.limits import Limits
 from access.oidc import OidcSessions, write_secrets
+from access.policy import is_loopback
 from access.proxy import TrustedProxy
 from access.scopes import Scope
 from access.tokens import TokenStore
@@ -35,13 +35,6 @@ refused to serve on {host}: OpenID Connect is the only way in that is configured
 that this server does not have. Everybody would be refused. What works here:
   1. API tokens: `python -m access token create NAME --scope ask`, or RAGDECK_TOKEN, or
   2. a reverse proxy that says who it is: [access.proxy] header and secret."""
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def token_store(settings: Settings) -> TokenStore:
@@ -144,7 +137,8 @@ def _oidc(settings: Settings) -> OidcSessions | None:
         client_secret=oidc.client_secret.get_secret_value(),
         redirect_uri=oidc.redirect_uri,
     )
-    return OidcSessions(secret, oidc.redirect_uri, oidc.groups_claim, oidc.session_hours * 3600, allowed(settings))
+    seconds = oidc.session_hours * 3600
+    return OidcSessions(secret, oidc.redirect_uri, oidc.groups_claim, seconds, allowed(settings), oidc.trust_email)
 
 
 def redact_logs(settings: Settings) -> None:

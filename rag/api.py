@@ -32,7 +32,11 @@ STATUS = {
     "bad_answer": 502,
     "timeout": 504,
 }
+OWNER = "ragdeck.owner"  # of the ASGI scope, left there by the guard: whose a job is that the request starts (`Job.started_by`)
 ORIGIN_HEADER = "x-ragdeck-origin"  # `measure`: asked to measure, so it does not count as usual
+JOB_HEADER = (
+    "x-ragdeck-job"  # of answers: the job's id, which the page Ask follows (`/?job=`) and on which its owner may cancel it
+)
 MAX_PAGE = 1000
 MAX_OFFSET = 10**12
 MAX_FILTER_CHARS = 20_000  # SQLite takes patterns of 50,000 bytes, and some characters are escaped
@@ -44,7 +48,9 @@ FILTERS = ("text", "since", "until", "cold", "outcome", "slower_than", "model", 
 class QueryJob(Protocol):
     """The part of a job that the API follows."""
 
+    id: str
     result: Answer | None
+    started_by: str | None
 
     def cancel(self) -> None: ...
     def follow(self, after: int = 0, beat: float | None = None) -> Any: ...
@@ -110,9 +116,12 @@ class _Api:
         question, options = _asked(body, runtime.default_options())
         parent = request.headers.get("traceparent")
         origin = "measure" if request.headers.get(ORIGIN_HEADER) == "measure" else "api"
-        job = await run_in_threadpool(lambda: runtime.submit_query(question, options, remote_parent=parent, origin=origin))
+        job: QueryJob = await run_in_threadpool(
+            lambda: runtime.submit_query(question, options, remote_parent=parent, origin=origin)
+        )
+        job.started_by = request.scope.get(OWNER)
         if "text/event-stream" in request.headers.get("accept", "") or body.get("stream") is True:
-            headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+            headers = {"cache-control": "no-cache", "x-accel-buffering": "no", JOB_HEADER: job.id}
             return StreamingResponse(_events(job, request), media_type="text/event-stream", headers=headers)
         async for _ in _followed(job, request):
             continue
@@ -120,7 +129,9 @@ class _Api:
             raise RagError("the query ended without an answer", next_step="Look at the server's log.")
         answer: Answer = job.result
         status = STATUS[answer.error.kind] if answer.outcome == "failed" and answer.error else 200
-        return _json(answer.to_json(), status)
+        response = _json(answer.to_json(), status)
+        response.headers[JOB_HEADER] = job.id
+        return response
 
     async def queries(self, request: Request) -> Response:
         """Stored queries, newest first; `limit` (100), `offset`, and the filters of the page Queries. Says the whole count."""

@@ -31,8 +31,10 @@ from starlette.websockets import WebSocket
 from websockets.sync.client import connect
 
 from access.authenticator import COOKIE
-from access.headers import INLINE_SCRIPT
-from guard import CLIENTS_REMEMBERED, MAX_API_BYTES, SECURITY_HEADERS, Guard, Policy, WrongTokens
+from access.headers import INLINE_SCRIPT, SECURITY_HEADERS
+from access.limits import API_BYTES
+from access.throttle import CLIENTS_REMEMBERED, WrongTokens
+from guard import Guard, Policy
 
 TOKEN = "correct horse"
 BEARER = {"authorization": f"Bearer {TOKEN}"}
@@ -328,7 +330,7 @@ def test_json_with_a_charset_and_no_body_at_all_are_taken(local: Served) -> None
     assert local.call("POST", "/api/v1/ask").json() == {"bytes": 0}
 
 
-@pytest.mark.parametrize("size", [MAX_API_BYTES + 1, 4_000_000])
+@pytest.mark.parametrize("size", [API_BYTES + 1, 4_000_000])
 def test_too_large_a_body_is_answered_413(local: Served, size: int) -> None:
     stated = local.call("POST", "/api/v1/ask", headers=JSON, content=b"a" * size)
     chunked = local.call("POST", "/api/v1/ask", headers=JSON, content=iter([b"a" * 50_000] * (size // 50_000 + 1)))
@@ -338,9 +340,9 @@ def test_too_large_a_body_is_answered_413(local: Served, size: int) -> None:
 
 
 def test_the_largest_body_is_taken_stated_and_chunked(local: Served) -> None:
-    body = b"a" * MAX_API_BYTES
-    assert local.call("POST", "/api/v1/ask", headers=JSON, content=body).json() == {"bytes": MAX_API_BYTES}
-    assert local.call("POST", "/api/v1/ask", headers=JSON, content=iter([body])).json() == {"bytes": MAX_API_BYTES}
+    body = b"a" * API_BYTES
+    assert local.call("POST", "/api/v1/ask", headers=JSON, content=body).json() == {"bytes": API_BYTES}
+    assert local.call("POST", "/api/v1/ask", headers=JSON, content=iter([body])).json() == {"bytes": API_BYTES}
 
 
 def test_a_connection_goes_on_after_a_body_was_refused(local: Served) -> None:

@@ -34,7 +34,8 @@ def me(who: Identity) -> str:
     groups = f" Groups: {escape(', '.join(who.groups))}." if who.groups else ""
     rows = [[scope, cards.state_mark("ok", "yes") if who.may(scope) else cards.state_mark("unknown", "no"), MEANING[scope]]
             for scope in SCOPES]  # fmt: skip
-    head = f'<p class="rd rd-title">You are {escape(who.name)}</p>'
+    hint = cards.note("warn", escape(who.hint)) if who.hint else ""
+    head = f'<p class="rd rd-title">You are {escape(who.name)}</p>{hint}'
     return (
         head + f'<div class="rd rd-soft">{HOW[who.how]}.{groups}</div>' + figures.table(["Scope", "You", "To"], rows, wrap=(2,))
     )
@@ -49,7 +50,7 @@ def ended(who: Identity, here: str) -> str:
         why = "Your sign-in has ended: you signed out, its time is over, or the token was revoked or has expired."
         return cards.note("critical", "<strong>You are signed out.</strong>", why, f"{back} · {again}")
     why = f"You are {escape(who.name)}, and may not look at this RAG Deck any more."
-    step = "Ask whoever runs it for the scope “read”, or sign in as somebody else."
+    step = f"Ask whoever runs it for the scope “read”, or sign in as somebody else. {escape(who.hint)}".rstrip()
     return cards.note("critical", "<strong>Your access has ended.</strong>", why, step, f"{again} · {leave}")
 
 

@@ -26,7 +26,12 @@ class Provider(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.key = RSAKey.generate_key(2048, {"kid": "k1", "alg": "RS256", "use": "sig"})
-        self.claims: dict[str, Any] = {"sub": "42", "email": "anna@example.org", "groups": ["rag-admins"]}
+        self.claims: dict[str, Any] = {
+            "sub": "42",
+            "email": "anna@example.org",
+            "email_verified": True,
+            "groups": ["rag-admins"],
+        }
         self.codes: dict[str, dict[str, str]] = {}
         self.wrong_nonce = False
 

@@ -204,6 +204,23 @@ def test_a_reader_clears_nobodys_cache(app: App) -> None:
 # 3) an answer over the API
 
 
+def test_a_question_asked_over_the_api_is_cancelled_on_a_page_by_its_owner_only(app: App, browser: Browser) -> None:
+    secret, other = given(app, "read", "ask")[0], given(app, "read", "ask")[0]
+    header = {"authorization": f"Bearer {secret}", "accept": "text/event-stream"}
+    body = {"query": "why is the grass green", "hyde": "on"}
+    with httpx.stream("POST", f"{app.url}/api/v1/ask", headers=header, json=body, timeout=PATIENCE) as answer:
+        job = answer.headers["x-ragdeck-job"]
+        theirs = opened(browser, app, other, f"/?job={job}")
+        stop = theirs.get_by_test_id("stMain").get_by_role("button", name="Cancel")
+        expect(stop).to_be_disabled(timeout=PATIENCE * 1000)
+        theirs.context.close()
+        mine = opened(browser, app, secret, f"/?job={job}")
+        mine.get_by_test_id("stMain").get_by_role("button", name="Cancel").click()
+        seen = "".join(answer.iter_text())
+        mine.context.close()
+    assert '"outcome":"cancelled"' in seen
+
+
 def test_a_stream_ends_with_the_token_and_the_query_is_cancelled(app: App) -> None:
     secret, key = given(app, "ask")
     seen: list[str] = []

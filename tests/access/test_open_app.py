@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -128,17 +129,23 @@ def test_a_head_that_never_ends_is_cut_off(behind: App) -> None:
 
 @pytest.fixture(scope="module")
 def signed_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[App, Provider]]:
-    folder = tmp_path_factory.mktemp("oidc")
-    with provider() as identity, pytest.MonkeyPatch.context() as patch:
+    with signing_in(tmp_path_factory.mktemp("oidc"), '[access]\noperate = ["group:rag-admins"]\n') as both:
+        yield both
+
+
+@contextmanager
+def signing_in(folder: Path, access: str) -> Iterator[tuple[App, Provider]]:
+    with provider() as identity, ExitStack() as running:
         port = free_port()
-        # The provider must know our address before `start` chooses a port: it gets this one
-        patch.setattr("tests.test_app.socket.socket.getsockname", lambda self: ("127.0.0.1", port), raising=False)
         lines = (
-            f'[access]\noperate = ["group:rag-admins"]\n[access.oidc]\nmetadata_url = "{identity.url}/.well-known/openid-configuration"\n'
+            f'{access}[access.oidc]\nmetadata_url = "{identity.url}/.well-known/openid-configuration"\n'
             f'client_id = "{CLIENT}"\nredirect_uri = "http://127.0.0.1:{port}/oauth2callback"\n'
         )
-        with start(folder, "0.0.0.0", SETTINGS + lines, RAGDECK_OIDC_CLIENT_SECRET=SECRET) as app:
-            yield app, identity
+        with pytest.MonkeyPatch.context() as patch:
+            # The provider must know our address before `start` chooses a port: it gets this one
+            patch.setattr("tests.test_app.socket.socket.getsockname", lambda self: ("127.0.0.1", port), raising=False)
+            app = running.enter_context(start(folder, "0.0.0.0", SETTINGS + lines, RAGDECK_OIDC_CLIENT_SECRET=SECRET))
+        yield app, identity
 
 
 def client(app: App) -> httpx.Client:
@@ -172,6 +179,24 @@ def test_others_have_fewer_scopes_and_a_forged_answer_signs_nobody_in(signed_in:
     with client(app) as browser:
         assert browser.get("/signin/oidc").url.path == "/signin"
         assert browser.get("/oauth2callback?code=the-code&state=forged").url.path == "/signin"
+
+
+def test_an_address_that_is_not_verified_opens_nothing_and_the_page_says_so(tmp_path: Path) -> None:
+    with signing_in(tmp_path, '[access]\nread = ["anna@example.org"]\n') as (app, identity):
+        for stated, said in ((None, "access.oidc.trust_email"), (False, "is not verified")):
+            identity.claims = {"sub": "42", "email": "anna@example.org", "email_verified": stated}
+            with client(app) as browser:
+                refused = browser.get("/signin/oidc")
+                assert (refused.status_code, refused.url.path) == (403, "/")
+                assert refused.headers["content-type"].startswith("text/html") and 'href="/signout"' in refused.text
+                assert "42 may not do this" in refused.text and said in refused.text and "anna@" not in refused.text
+                program = browser.get("/api/v1/queries", headers={"accept": "application/json"})
+                assert program.status_code == 403 and said in program.json()["error"]["next_step"]
+                jar = "; ".join(f"{name}={value}" for name, value in browser.cookies.items())
+                assert app.web_socket(cookie=jar) == 403
+        identity.claims = {"sub": "42", "email": "anna@example.org", "email_verified": True}
+        with client(app) as browser:
+            assert browser.get("/signin/oidc").status_code == 200
 
 
 def test_its_secrets_are_in_no_log_and_no_answer(signed_in: tuple[App, Provider]) -> None:
