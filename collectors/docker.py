@@ -1,7 +1,8 @@
 """Docker (or Podman) containers: state, health, restarts, memory. Knows no transport, and changes nothing: it only reads.
 
 `COMMAND` prints the machine's time, one JSON line a container and, from the control groups, their memory: `docker stats` takes
-two seconds and asks the daemon. A daemon that does not answer is a fault and `containers` is None: dead is not "none".
+two seconds and asks the daemon. A daemon that does not answer is a fault and `containers` is None: dead is not "none". A client
+alone, on a machine where no daemon was ever set up, is no fault: it is noted as Docker that is not installed is.
 """
 
 from __future__ import annotations
@@ -33,11 +34,18 @@ if ids=$($docker ps --all --quiet --no-trunc 2>&1); then
       "/sys/fs/cgroup/memory/docker/$id/memory.usage_in_bytes" "/sys/fs/cgroup/machine.slice/libpod-$id.scope/memory.current"
     do [ -r "$file" ] && read -r used <"$file" && printf 'memory %s %s\\n' "$id" "$used"; done
   done
-else printf '%s\\n' "$ids"; fi
+else
+  printf '%s\\n' "$ids"
+  daemon=; for trace in /var/run/docker.sock /var/lib/docker /lib/systemd/system/docker.service /etc/systemd/system/docker.service
+  do [ ! -e "$trace" ] || daemon=1; done
+  [ -n "$daemon$DOCKER_HOST" ] || command -v dockerd >/dev/null 2>&1 || printf 'client alone\\n'
+fi
 """
 CLOCK_SECONDS = 5.0  # `date` tells whole seconds, and clocks are set by small steps
 CONTAINER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")
 
+_USUAL = "unix:///var/run/docker.sock"  # where a client looks that nobody told anything else
+_CLIENT_ALONE = "The Docker client is installed there, but no Docker daemon is set up."
 _FAULTS = (
     ("no_docker", "not found", "Docker is not installed there: leave containers out of the settings.", "note"),
     ("docker_denied", "permission denied", "Add the user to the group `docker` on the machine, or watch it as another user.", ""),
@@ -78,8 +86,13 @@ def parse(text: str) -> Containers:
 
 
 def _refusal(text: str) -> Fault:
+    found = lines(text)
+    if "client alone" in found and any(f"daemon at {_USUAL}" in line for line in found):
+        return Fault(
+            "no_docker_daemon", _CLIENT_ALONE, "Leave containers out of the settings, or install Docker.", severity="note"
+        )
     for code, words, next_step, severity in _FAULTS:
-        line = next((line for line in lines(text) if words in line), None)
+        line = next((line for line in found if words in line), None)
         if line is not None:
             return Fault(code, cut(line), next_step, severity="note" if severity else "warning")
     return Fault("docker_failed", cut(text), "Run `docker ps` by hand on the machine.")

@@ -9,7 +9,7 @@ from latency.cli_run import document, experiment, opened, pairs
 from latency.components import components, targets
 from latency.components.components import ComponentsResult, Row
 from parts import parts
-from rag.cli_ask import seconds
+from rag.quantities import seconds
 
 BYTES = ("memory_bytes", "memory_total_bytes")
 
@@ -49,7 +49,7 @@ def table(result: ComponentsResult) -> str:
 
 def _line(row: Row) -> str:
     target = seconds(row.target.seconds) if row.target else ""
-    head = f"{row.name[:33]:34}{seconds(row.seconds):>10}{row.n or '':>4}{target:>10}  {row.verdict}"
+    head = f"{row.name[:33]:34}{seconds(row.seconds):>10}{row.n or '':>4}{target:>10}  {row.word}"
     notes = [text for text in (row.reason, _values(row), row.detail) if text]
     return "\n".join([head, *(f"    {note}" for note in notes)])
 

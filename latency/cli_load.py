@@ -12,7 +12,7 @@ from latency.cli_run import document, experiment, opened, option_values
 from latency.lab import Lab
 from latency.load import load
 from latency.load.load import LoadPlan, LoadResult
-from rag.cli_ask import seconds
+from rag.quantities import seconds
 from settings import Settings
 from settings import load as load_settings
 

@@ -11,7 +11,7 @@ from latency.cli_tables import compared
 from latency.comparing.compare import compare
 from latency.experiments import replay
 from latency.experiments.replay import Change, ReplayResult
-from rag.cli_ask import seconds
+from rag.quantities import seconds
 
 AS_STORED = "as-stored"
 

@@ -17,8 +17,8 @@ from latency.comparing import compare as comparing
 from latency.experiments.experiments import ExperimentStore
 from latency.readings.store import ReadingStore
 from latency.types import Case, Finding
-from rag.cli_ask import seconds
 from rag.errors import RagError
+from rag.quantities import seconds
 from rag.trace_store import QueryFilter, TraceStore
 from rag.types import Answer
 from settings import load

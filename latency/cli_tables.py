@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from latency.comparing.compare import Comparison, Row
-from rag.cli_ask import seconds
+from rag.quantities import seconds
 
 
 def compared(found: Comparison) -> str:

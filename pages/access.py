@@ -11,7 +11,7 @@ from access.tokens import TokenStore
 from rag.errors import RagError
 from ui import access_view, cards, viewer
 from ui.cached import now, the_runtime, zone
-from ui.format import escape, plain_markdown
+from ui.format import code_html, escape, plain_markdown
 
 MOST_LINES = 200
 DAYS = {"30 days": 30, "90 days": 90, "1 year": 365, "never": None}
@@ -23,7 +23,7 @@ who = me.identify()
 
 
 def problem(error: RagError, what: str) -> None:
-    st.html(cards.note("critical", f"<strong>{what}: {escape(error.message)}</strong>", escape(error.next_step)))
+    st.html(cards.note("critical", f"<strong>{what}: {escape(error.message)}</strong>", code_html(error.next_step)))
 
 
 def tokens_card(store: TokenStore) -> None:

@@ -16,7 +16,7 @@ from settings import SettingsError
 from ui import alerts_view, cards, charts
 from ui.cached import kept_points, now, the_runtime, zone
 from ui.charts import Chart
-from ui.format import escape, plural
+from ui.format import code_html, escape, plural
 from ui.gauges import card_title
 from ui.links import page
 from ui.trend import Line
@@ -143,7 +143,8 @@ def change(changes: Mapping[str, Mapping[str, Any]]) -> None:
     except SettingsError as error:
         st.html(cards.note("critical", "<strong>Nothing was saved.</strong>", *(escape(str(each)) for each in error.problems)))
     except RagError as error:
-        st.html(cards.note("critical", f"<strong>Nothing was saved: {escape(error.message)}</strong>", escape(error.next_step)))
+        told = f"<strong>Nothing was saved: {escape(error.message)}</strong>"
+        st.html(cards.note("critical", told, code_html(error.next_step)))
     except ValueError as error:
         st.html(cards.note("critical", f"<strong>Nothing was saved:</strong> {escape(error)}"))
     else:

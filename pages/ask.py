@@ -98,10 +98,10 @@ def recent_line(row: QueryRow) -> str:
 st.title("Ask")
 status = runtime.status()
 if status.store is not None:
-    st.html(cards.problem_note(status.store, "Opening the passage store"))
+    st.html(cards.store_note(status.store, status.models, "Opening the passage store"))
 if status.llm.startswith("No "):
     st.html(f'<div class="rd rd-soft">{escape(status.llm)}</div>')
-sent = ask_form.form(base, runtime.settings.query.max_question_chars)
+sent = ask_form.form(base)
 if st.session_state.pop("ask_now", False):
     sent = (st.session_state["question"], base)
 if sent:

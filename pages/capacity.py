@@ -13,7 +13,7 @@ from deploy.planner.placement import Placed, Plan, plan
 from rag.errors import RagError
 from ui import capacity_bring, capacity_form, capacity_view, cards, viewer
 from ui.cached import now, the_runtime, zone
-from ui.format import escape, plain_markdown
+from ui.format import code_html, escape, plain_markdown
 from ui.gauges import age, card_title, link, machine_url
 from ui.links import page
 
@@ -24,7 +24,7 @@ folders = [Path(each) for each in runtime.settings.capacity.model_folders]
 
 
 def problem(error: RagError) -> None:
-    st.html(cards.note("critical", f"<strong>{escape(error.message)}.</strong>", escape(error.next_step)))
+    st.html(cards.note("critical", f"<strong>{escape(error.message)}.</strong>", code_html(error.next_step)))
 
 
 def service_card(found: Plan, placed: Placed) -> None:

@@ -15,7 +15,7 @@ from rag.trace_rows import QueryFilter, QueryRow
 from rag.types import Answer
 from ui import cards, compare_view
 from ui.cached import now, the_runtime, zone
-from ui.format import escape, plain_markdown, plural
+from ui.format import code_html, escape, plain_markdown, plural
 from ui.links import page
 
 runtime = the_runtime()
@@ -24,7 +24,7 @@ MOST_LISTED = 100
 
 
 def show_problem(problem: RagError) -> None:
-    st.html(cards.note("critical", f"<strong>{escape(problem.message)}</strong>", escape(problem.next_step)))
+    st.html(cards.note("critical", f"<strong>{escape(problem.message)}</strong>", code_html(problem.next_step)))
 
 
 def put(side: str, text: str) -> None:
@@ -210,7 +210,11 @@ def results(found: Comparison) -> None:
         st.html('<p class="rd rd-title">Passages and answers</p>')
         st.html(compare_view.agreement_html(found.agreement))
         if found.agreement is not None and found.agreement.ranks:
-            st.html(compare_view.ranks_html(found.agreement))
+            first, rest = compare_view.notable_first(found.agreement.ranks)
+            st.html(compare_view.ranks_html(first))
+            if rest:
+                with st.expander(f"{plural(len(rest), 'more candidate')} that neither kept"):
+                    st.html(compare_view.ranks_html(rest))
     if found.measures:
         with st.container(border=True, gap="small"):
             st.html('<p class="rd rd-title">Tokens, first token, work</p>')

@@ -202,7 +202,7 @@ st.title("Knowledge")
 view = chosen_view()
 known = runtime.knowledge()
 if known.problem is not None:
-    st.html(cards.problem_note(known.problem, "Reading the passage store"))
+    st.html(cards.store_note(known.problem, runtime.status().models, "Reading the passage store"))
     st.stop()
 if "removed" in st.session_state:
     st.html(cards.note("ok", escape(st.session_state.pop("removed"))))

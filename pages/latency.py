@@ -15,7 +15,7 @@ from latency.percentiles.what_if import Scenario
 from rag.errors import RagError
 from ui import cards, exports, findings_view, latency_cached, latency_charts, latency_view, query_list
 from ui.cached import now, the_runtime, zone
-from ui.format import escape, plural
+from ui.format import code_html, escape, plural
 from ui.gauges import card_title
 from ui.links import page
 
@@ -276,7 +276,7 @@ def what_if(revision: int, view: View) -> None:
 
 
 def problem(error: RagError) -> None:
-    st.html(cards.note("critical", f"<strong>{escape(error.message)}</strong>", escape(error.next_step)))
+    st.html(cards.note("critical", f"<strong>{escape(error.message)}</strong>", code_html(error.next_step)))
 
 
 def nothing(found: Whole, counts: str) -> None:

@@ -27,7 +27,7 @@ from ui import (
     services_view,
 )
 from ui.cached import now, the_runtime, zone
-from ui.format import escape, plain_markdown, plural
+from ui.format import code_html, escape, plain_markdown, plural
 from ui.gauges import Tones, age, card_title, link, machine_url
 from ui.links import page
 
@@ -193,7 +193,7 @@ def restarted(what: str) -> str:
     try:
         return machine_actions_view.outcome(runtime.deployment.restart(name, what, who=st.context.ip_address), name)
     except RagError as error:
-        return cards.note("critical", f"<strong>{escape(error.message)}.</strong>", escape(error.next_step))
+        return cards.note("critical", f"<strong>{escape(error.message)}.</strong>", code_html(error.next_step))
 
 
 def configured(view: MachineView) -> None:

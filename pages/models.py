@@ -79,7 +79,7 @@ def at(tree: Any, key: str) -> Any:
 
 st.title("Models")
 if status.store is not None:
-    st.html(cards.problem_note(status.store, "Opening the passage store"))
+    st.html(cards.store_note(status.store, status.models, "Opening the passage store"))
 for notice in status.notices:
     st.html(cards.note("warn", escape(notice)))
 st.fragment(models_card, run_every=2.0)()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import streamlit as st
 
+from collectors.alerts import Alert
+from collectors.views import Snapshot
 from rag.errors import RagError
 from rag.trace_rows import QueryFilter, QueryRow
 from ui import cards, charts, latency_cached, latency_charts, latency_view, machines_view, overview_view, services_view
 from ui.cached import now, query_page, the_runtime, zone
-from ui.format import escape
+from ui.format import code_html, escape
 from ui.gauges import Tones, card_title
 from ui.links import page
 
@@ -31,7 +35,6 @@ def asked() -> tuple[tuple[QueryRow, ...], overview_view.Hour]:
 
 def live() -> None:
     snapshot, active = runtime.sweep.snapshot(), runtime.alerts.active()
-    tones = Tones(runtime.alerts.rules)
     found = overview_view.things(snapshot, active)
     try:
         rows, hour = asked()
@@ -39,24 +42,34 @@ def live() -> None:
     except RagError as error:
         rows, hour, problem = (), overview_view.Hour(), error
     st.html(overview_view.head(found, snapshot, rows[0] if rows else None, hour))
-    left, middle, right = st.columns([7, 12, 8], gap="small")
+    left, right = st.columns([19, 8], gap="small")
+    with left:
+        watched(snapshot, active)
+        last_queries(rows, problem)
+    with right, st.container(border=True, gap="small", key="needs"):
+        st.html(card_title("Needs you"))
+        acknowledged = sum(alert.acknowledged_at is not None for alert in active)
+        st.html(overview_view.needs(found, acknowledged, now(), zone()))
+
+
+def watched(snapshot: Snapshot, active: Sequence[Alert]) -> None:
+    left, right = st.columns([7, 12], gap="small")
     with left, st.container(border=True, gap="small"):
         st.html(card_title(services_view.title(snapshot.services) if snapshot.services else "Services"))
         if snapshot.services:
             st.html(overview_view.services(snapshot.services))
         else:
             st.html(cards.empty("No service is watched yet.", "Name them in dashboard.toml: [[services]] with name, kind, url."))
-    with middle, st.container(border=True, gap="small"):
+    with right, st.container(border=True, gap="small"):
         st.html(card_title(machines_view.title(snapshot.machines)) + machines_view.sources_note(snapshot.sources))
-        st.html(overview_view.machines(snapshot.machines, active, tones, charts.spark))
-    with right, st.container(border=True, gap="small", key="needs"):
-        st.html(card_title("Needs you"))
-        acknowledged = sum(alert.acknowledged_at is not None for alert in active)
-        st.html(overview_view.needs(found, acknowledged, now(), zone()))
+        st.html(overview_view.machines(snapshot.machines, active, Tones(runtime.alerts.rules), charts.spark))
+
+
+def last_queries(rows: Sequence[QueryRow], problem: RagError | None) -> None:
     with st.container(border=True, gap="small"):
         st.html(card_title("Last queries"))
         if problem is not None:
-            st.html(cards.note("critical", f"<strong>{escape(problem.message)}</strong>", escape(problem.next_step)))
+            st.html(cards.note("critical", f"<strong>{escape(problem.message)}</strong>", code_html(problem.next_step)))
         elif rows:
             st.html(overview_view.queries(rows, now(), zone()))
         else:

@@ -8,7 +8,7 @@ from rag.errors import RagError
 from rag.trace_rows import QueryFilter
 from ui import cards, exports, forget_view, query_list
 from ui.cached import now, query_page, the_runtime, zone
-from ui.format import escape, plural
+from ui.format import code_html, escape, plural
 from ui.links import page
 
 runtime = the_runtime()
@@ -116,7 +116,7 @@ try:
         number = st.session_state["page"] = query_list.page_count(matching, size)
         matching, total, rows = query_page(revision, where, sort, descending, size, (number - 1) * size)
 except RagError as error:
-    st.html(cards.note("critical", f"<strong>{escape(error.message)}</strong>", escape(error.next_step)))
+    st.html(cards.note("critical", f"<strong>{escape(error.message)}</strong>", code_html(error.next_step)))
     st.stop()
 
 if not total:

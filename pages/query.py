@@ -9,7 +9,7 @@ import streamlit as st
 from rag.errors import RagError
 from ui import answer_view, ask_form, cards, figures, forget_view, mark_view, query_list
 from ui.cached import now, the_runtime, zone
-from ui.format import escape, parse_time, seconds, shortened, time_html
+from ui.format import code_html, escape, parse_time, seconds, shortened, time_html
 from ui.links import page
 
 runtime = the_runtime()
@@ -18,7 +18,7 @@ try:
     found = answer_view.load(query_id) if query_id else None
 except RagError as error:
     st.title("Query")
-    st.html(cards.note("critical", f"<strong>{escape(error.message)}</strong>", escape(error.next_step)))
+    st.html(cards.note("critical", f"<strong>{escape(error.message)}</strong>", code_html(error.next_step)))
     st.stop()
 
 if found is None:

@@ -17,7 +17,7 @@ from rag.errors import RagError
 from rag.trace_rows import QueryFilter
 from ui import cards, readiness_view, viewer
 from ui.cached import now, the_runtime, zone
-from ui.format import escape
+from ui.format import code_html, escape
 from ui.gauges import card_title
 from ui.links import page
 
@@ -29,7 +29,7 @@ code = st.query_params.get("check", "").upper()
 
 
 def problem(error: RagError) -> None:
-    st.html(cards.note("critical", f"<strong>{escape(error.message)}.</strong>", report.with_code(error.next_step)))
+    st.html(cards.note("critical", f"<strong>{escape(error.message)}.</strong>", code_html(error.next_step)))
 
 
 def last_report() -> Report | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 from gpu_server.interfaces import CacheMode
 from rag.api import ORIGIN_HEADER
 from rag.errors import RagError
+from rag.quantities import rank, seconds
 from rag.types import Answer, Options, Stage
 
 PERCENTILES = (50, 90, 95, 99)
@@ -172,7 +172,7 @@ def percentiles(answers: Sequence[Answer]) -> dict[str, Any]:
 
 def _percentile(values: Sequence[float], percent: int) -> float:
     """The smallest value with at least so many percent of all at or below it (nearest rank), as everywhere."""
-    return round(sorted(values)[max(0, math.ceil(percent / 100 * len(values)) - 1)], 6)
+    return round(sorted(values)[rank(percent, len(values))], 6)
 
 
 # what is printed for people
@@ -180,13 +180,6 @@ def _percentile(values: Sequence[float], percent: int) -> float:
 
 def _print_piece(text: str) -> None:
     print(text, end="", flush=True)
-
-
-def seconds(value: float | None) -> str:
-    """Three significant digits; below one second in ms; a dash for unknown."""
-    if value is None:
-        return "–"
-    return f"{value * 1000:.3g} ms" if value < 0.9995 else f"{value:.3g} s"
 
 
 def _stage(stage: Stage) -> str:

@@ -13,7 +13,7 @@ from collectors.rules import CHANGEABLE, DEFAULTS, Rule
 from collectors.views import Snapshot
 from ui import cards, figures, gauges
 from ui.exports import to_csv
-from ui.format import bytes_text, escape, number, percent, plural, seconds, shortened, time_html, unknown_html
+from ui.format import bytes_text, code_html, escape, number, percent, plural, seconds, shortened, time_html, unknown_html
 from ui.trend import Unit
 
 PAST_HEADS = ("Alert", "Source", "Worst", "Raised", "Lasted", "Ended", "Acknowledged")
@@ -103,8 +103,8 @@ def line(alert: Alert, snapshot: Snapshot, now: datetime, zone: tzinfo) -> str:
     if alert.resolved_at is not None:
         parts.append(f"ended {_when(alert.resolved_at, now, zone)}{f': {escape(alert.ended)}' if alert.ended else ''}")
     mark = cards.state_mark(severity(alert.level), "", alert.level)
-    detail = f'<div class="rd-plain" dir="auto">{escape(alert.detail)}</div>' if alert.detail else ""
-    step = "" if says_what_to_do(alert) else f'<div class="rd-soft"><strong>Next:</strong> {escape(alert.next_step)}</div>'
+    detail = f'<div class="rd-plain" dir="auto">{code_html(alert.detail)}</div>' if alert.detail else ""
+    step = "" if says_what_to_do(alert) else f'<div class="rd-soft"><strong>Next:</strong> {code_html(alert.next_step)}</div>'
     head = gauges.link(gauges.alert_url(alert.id), alert.title)
     return (
         f'<div class="rd rd-alert{" rd-seen" if alert.acknowledged_at is not None else ""}">{mark}<strong>{head}</strong> '

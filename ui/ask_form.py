@@ -68,8 +68,11 @@ def summary(options: Options) -> str:
     return " · ".join([*parts, *([options.model] if options.model else [])])
 
 
-def form(base: Options, max_chars: int) -> tuple[str, Options] | None:
-    """Draw the form; the question and the options when it was just sent, else None."""
+def form(base: Options) -> tuple[str, Options] | None:
+    """Draw the form; the question and the options when it was just sent, else None.
+
+    No `max_chars`: Streamlit drops a paste that is longer without a word. What is too long is said when it is sent, and stays.
+    """
     _fill_once(base)
     chosen = _chosen(base)
     with st.form("ask", border=True):
@@ -77,7 +80,6 @@ def form(base: Options, max_chars: int) -> tuple[str, Options] | None:
             "Question",
             key="question",
             height=96,
-            max_chars=max_chars,
             persist_state="session",
             placeholder="Ask about your documents, in any language",
         )

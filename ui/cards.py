@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from models import ModelStatus
 from rag.types import Answer, Passage, Problem, Stage
 from ui.figures import rank_line
-from ui.format import UNKNOWN, escape, number, percent, seconds, shortened, unknown_html
+from ui.format import UNKNOWN, code_html, escape, number, percent, seconds, shortened, unknown_html
 from ui.style import colour
 
 _OUTCOMES = {
@@ -34,7 +35,7 @@ def note(severity: str, *lines: str) -> str:
 
 def empty(title: str, *next_steps: str) -> str:
     """What an empty view says: what is missing and what to do next. Plain texts."""
-    return note("unknown", f"<strong>{escape(title)}</strong>", *(escape(step) for step in next_steps))
+    return note("unknown", f"<strong>{escape(title)}</strong>", *(code_html(step) for step in next_steps))
 
 
 def problem_note(problem: Problem, what: str | None = None) -> str:
@@ -42,8 +43,15 @@ def problem_note(problem: Problem, what: str | None = None) -> str:
     where = f" in {escape(problem.stage)}" if problem.stage and what is None else ""
     at = f' at <span class="rd-mono">{escape(problem.address)}</span>' if problem.address else ""
     head = f"<strong>{escape(what or 'The query')} failed{where}</strong>{at} ({escape(problem.kind)})"
-    step = f"<strong>Next:</strong> {escape(problem.next_step)}" if problem.next_step else ""
+    step = f"<strong>Next:</strong> {code_html(problem.next_step)}" if problem.next_step else ""
     return note("critical", head, escape(problem.message), step)
+
+
+def store_note(problem: Problem, models: Iterable[ModelStatus], doing: str) -> str:
+    """Why the passage store cannot be used; it names the embedder where that is what did not answer."""
+    place = None if problem.address is None else problem.address.rpartition("://")[2]
+    asked = any(model.kind == "embedder" and model.address and model.address.rpartition("://")[2] == place for model in models)
+    return problem_note(problem, "Reaching the embedder" if asked else doing)
 
 
 def degraded_note(stages: Iterable[Stage]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, tzinfo
 
-from latency.comparing.agreement import Agreement
+from latency.comparing.agreement import Agreement, Rank
 from latency.comparing.compare import Comparison, Row, Side
 from latency.comparing.differences import MachineState, Other
 from latency.comparing.words import share_text, signed
@@ -279,10 +279,18 @@ def agreement_html(alike: Agreement | None) -> str:
     return f'<div class="rd rd-pairs">{parts}<span class="rd-soft">{pairs}</span></div>'
 
 
-def ranks_html(alike: Agreement) -> str:
+def notable_first(ranks: Sequence[Rank]) -> tuple[list[Rank], list[Rank]]:
+    """(passages that either side kept, then those that both found at different ranks; the rest)."""
+    kept = [each for each in ranks if each.a_kept or each.b_kept]
+    others = [each for each in ranks if not (each.a_kept or each.b_kept)]
+    moved = [each for each in others if each.a is not None and each.b is not None and each.a != each.b]
+    return kept + moved, [each for each in others if each not in moved]
+
+
+def ranks_html(ranks: Iterable[Rank]) -> str:
     """Each passage's rank on both sides; those that the language model saw in bold."""
     rows = []
-    for each in alike.ranks:
+    for each in ranks:
         place = " · ".join(text for text in (each.source, each.location) if text)
         title = (
             f'<span class="rd-plain" dir="auto" title="{escape(place)}">{escape(shortened(each.title or each.source, 90))}</span>'

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, tzinfo
 from typing import Any
 from urllib.parse import quote
 
+from latency.components.rows import verdict_word
 from latency.experiments.experiments import Experiment
 from latency.hardware import hardware
 from latency.hardware.types import HardwareResult
@@ -151,11 +152,12 @@ def _component(row: Mapping[str, Any]) -> list[str]:
     values = " · ".join(_value(str(name), value) for name, value in (row.get("values") or {}).items())
     about = " · ".join(str(text) for text in (row.get("reason"), row.get("detail"), values) if text)
     verdict = str(row.get("verdict"))
+    word = verdict_word(verdict, target is not None)
     return [
         escape(row.get("name")),
         middle or unknown_html(row.get("reason") or "nothing is timed"),
         aim or unknown_html("no target is set for it"),
-        cards.state_mark(_VERDICTS.get(verdict, "unknown"), verdict),
+        cards.state_mark(_VERDICTS.get(word, "unknown"), word),
         f'<span class="rd-soft">{escape(about)}</span>',
     ]
 

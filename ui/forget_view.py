@@ -11,7 +11,7 @@ from rag.errors import RagError
 from rag.trace_rows import QueryFilter
 from ui import cards, viewer
 from ui.cached import the_runtime
-from ui.format import escape, plural
+from ui.format import code_html, escape, plural
 
 WHAT_GOES = (
     "The question, the answer, its spans and readings, its marks and its cached answer are deleted and cannot be brought back. "
@@ -44,7 +44,7 @@ def _do(what: str, target: str, ids: Callable[[], list[str]]) -> None:
         with st.spinner("Deleting …"), audit.recorded(me.log, who, me.address, what, target):
             gone = forget.forget(viewer.inside(running), ids())
     except RagError as error:
-        st.html(cards.note("critical", f"<strong>{escape(error.message)}</strong>", escape(error.next_step)))
+        st.html(cards.note("critical", f"<strong>{escape(error.message)}</strong>", code_html(error.next_step)))
         return
     said = f"{plural(gone.queries, 'query', 'queries')} deleted."
     st.html(cards.note("warn" if gone.problems else "ok", said, *(f"Still there: {escape(each)}" for each in gone.problems)))

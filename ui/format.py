@@ -1,4 +1,4 @@
-"""Numbers, times and texts as people read them. Pure; HTML made here is escaped.
+"""Numbers, times and texts as people read them: what `rag.quantities` says, and HTML of it. Pure; HTML made here is escaped.
 
 Three significant digits, the unit beside the number, below one second in ms. Unknown is an en dash, never 0.
 """
@@ -13,40 +13,14 @@ from html import escape as _escape
 from typing import Any
 from urllib.parse import quote
 
-UNKNOWN = "–"
+from rag.quantities import UNKNOWN as UNKNOWN
+from rag.quantities import seconds as seconds
+from rag.quantities import significant as significant
 
 
 def escape(text: object) -> str:
     """Text for HTML, inside elements and quoted attributes alike."""
     return _escape(str(text), quote=True)
-
-
-def significant(value: float, digits: int = 3) -> str:
-    """`value` with that many significant digits and no exponent: 9.76, 12.1, 0.0321, 1,230."""
-    if value == 0:
-        return "0"
-    decimals = digits - 1 - math.floor(math.log10(abs(value)))
-    rounded = round(value, decimals)
-    if rounded and math.floor(math.log10(abs(rounded))) > math.floor(math.log10(abs(value))):
-        decimals -= 1  # 9.996 became 10.0
-    return f"{rounded:,.{max(0, decimals)}f}"
-
-
-def seconds(value: float | None) -> str:
-    """A duration: `0.42 ms`, `193 ms`, `9.76 s`, `2 min 05 s`, `1 h 03 min`."""
-    if value is None or not math.isfinite(value):
-        return UNKNOWN
-    if value == 0:
-        return "0 ms"
-    if abs(value) < 0.9995:
-        return f"{significant(value * 1000)} ms" if abs(value) >= 5e-6 else "< 0.01 ms"
-    if abs(value) < 119.95:
-        return f"{significant(value)} s"
-    minutes, rest = divmod(round(value), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:,} h {minutes:02d} min"
 
 
 def count(value: int | None) -> str:
@@ -86,6 +60,14 @@ def bytes_text(value: float | None) -> str:
 def percentile(name: str, value: float | None, n: int) -> str:
     """`p95 1.42 s · n 212`: never a percentile without its count."""
     return f"{name} {seconds(value)} · n {n:,}"
+
+
+def code_html(text: object) -> str:
+    """Escaped, and what stands between backticks as code: how faults and next steps name commands."""
+    return _CODE.sub(r"<code>\1</code>", escape(text))
+
+
+_CODE = re.compile(r"`([^`\n]+)`")
 
 
 def parse_time(text: str) -> datetime | None:

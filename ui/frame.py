@@ -12,7 +12,7 @@ from rag.types import Problem
 from settings import SettingsError
 from ui import access_view, cards, viewer
 from ui.cached import the_runtime
-from ui.format import escape, plural
+from ui.format import code_html, escape, plural
 from ui.links import page
 from ui.style import stylesheet
 
@@ -85,7 +85,7 @@ _SETTINGS_STEP = "Correct .env or dashboard.toml and reload this page; after a c
 
 def _cannot_start(title: str, lines: list[str], next_step: str) -> None:
     st.title(title)
-    step = f"<strong>Next:</strong> {escape(next_step)}" if next_step else ""
+    step = f"<strong>Next:</strong> {code_html(next_step)}" if next_step else ""
     st.html(cards.note("critical", *(escape(line) for line in lines), step))
 
 

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from collectors.readings import Fault, Gpu
 from collectors.rules import Rule
 from collectors.views import Part, Problem
-from ui.format import UNKNOWN, bytes_text, escape, number, percent, seconds, time_html, unknown_html
+from ui.format import UNKNOWN, bytes_text, code_html, escape, number, percent, seconds, time_html, unknown_html
 from ui.style import colour
 
 NOT_COLLECTED = "not collected: the settings of this machine leave it out (collect)"
@@ -59,7 +59,7 @@ def sentence(text: str) -> str:
 
 def nothing(reason: str) -> str:
     """In the place of a whole table: the dash with its reason, which is said openly too."""
-    return f'<div class="rd">{unknown_html(reason)} <span class="rd-soft rd-plain" dir="auto">{escape(reason)}</span></div>'
+    return f'<div class="rd">{unknown_html(reason)} <span class="rd-soft rd-plain" dir="auto">{code_html(reason)}</span></div>'
 
 
 def shown(text: str, reason: str) -> str:

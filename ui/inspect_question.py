@@ -17,7 +17,7 @@ from rag.query import Control
 from rag.types import Event, Options, Passage, Problem
 from ui import ask_form, cards, inspect_figures
 from ui.experiment_live import is_dark
-from ui.format import escape, plural
+from ui.format import code_html, escape, plural
 from ui.inspect_place import Place, choose_document, go, put, result, submit
 
 SHOWN = 100
@@ -184,7 +184,7 @@ def _expected(place: Place, run: StageRun) -> str | None:
             cards.problem_note(Problem("search", error.kind, error.message, error.address, error.next_step), "Looking deeper")
         )
         return expected
-    more = f"<strong>Next:</strong> {escape(found.next_step)}" if found.next_step else ""
+    more = f"<strong>Next:</strong> {code_html(found.next_step)}" if found.next_step else ""
     count = plural(len(found.passages), "passage") if found.fate != "not found" else ""
     told = f"<strong>The expected document was {found.fate}.</strong> {escape(found.reason)}"
     st.html(cards.note("ok" if found.fate == "kept" else "warn", told, f"{count} of it came up." if count else "", more))

@@ -9,7 +9,7 @@ from collectors.audit import Action
 from collectors.restart import CONTAINER, Restarted
 from collectors.restart_powers import Obstacle
 from ui import cards, figures
-from ui.format import escape, parse_time, seconds, time_html, unknown_html
+from ui.format import code_html, escape, parse_time, seconds, time_html, unknown_html
 
 _OUTCOMES: Mapping[str, tuple[str, str]] = {
     "done": ("ok", "done"),
@@ -50,7 +50,7 @@ def outcome(done: Restarted, machine: str) -> str:
     return cards.note(
         "critical",
         f"<strong>{escape(done.name)} on {escape(machine)} was not restarted:</strong> {escape(done.text)}",
-        f"<strong>Next:</strong> {escape(done.next_step)}" if done.next_step else "",
+        f"<strong>Next:</strong> {code_html(done.next_step)}" if done.next_step else "",
     )
 
 

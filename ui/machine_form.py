@@ -18,7 +18,7 @@ from rag.errors import RagError
 from settings import SettingsError
 from ui import cards, machines_view
 from ui.cached import the_runtime
-from ui.format import escape, plain_markdown, seconds
+from ui.format import code_html, escape, plain_markdown, seconds
 from ui.links import page
 
 TEST_SECONDS = 15.0
@@ -156,7 +156,7 @@ def _kept(failure: str, change: Callable[[], None]) -> bool:
     except SettingsError as error:
         st.html(cards.note("critical", f"<strong>{failure}.</strong>", *(escape(str(each)) for each in error.problems)))
     except RagError as error:
-        st.html(cards.note("critical", f"<strong>{failure}: {escape(error.message)}</strong>", escape(error.next_step)))
+        st.html(cards.note("critical", f"<strong>{failure}: {escape(error.message)}</strong>", code_html(error.next_step)))
     except ValueError as error:
         st.html(cards.note("critical", f"<strong>{failure}:</strong> {escape(error)}"))
     else:

@@ -13,7 +13,7 @@ from collectors.alerts import Alert
 from collectors.readings import Container, Cpu, Disk, Fault, Filesystem, Host, Interface, Memory, Pressure, Process, Unit
 from collectors.views import MachineView, Part
 from ui import cards, figures, gauges, machines_view
-from ui.format import bytes_text, count, escape, number, percent, plural, seconds, unknown_html
+from ui.format import bytes_text, code_html, count, escape, number, percent, plural, seconds, unknown_html
 from ui.gauges import Tones, shown
 
 SILENT = "the machine does not tell"
@@ -57,7 +57,7 @@ def beside_faults(alerts: Iterable[Alert]) -> list[Alert]:
 
 def _fault(fault: Fault) -> str:
     subject = f"<strong>{escape(fault.subject)}</strong>: " if fault.subject else ""
-    return f"{subject}{escape(gauges.sentence(fault.text))} <strong>Next:</strong> {escape(fault.next_step)}"
+    return f"{subject}{code_html(gauges.sentence(fault.text))} <strong>Next:</strong> {code_html(fault.next_step)}"
 
 
 # ------------------------------------------------------------------------------------------------------------- processor

@@ -13,7 +13,7 @@ from collectors.readings import Filesystem, Gpu
 from collectors.views import MachineView, Problem
 from ui import cards, figures, gauges
 from ui.exports import to_csv
-from ui.format import count, escape, number, percent, plural, seconds, shortened, unknown_html
+from ui.format import code_html, count, escape, number, percent, plural, seconds, shortened, unknown_html
 from ui.gauges import Tones
 
 HEADS = ("Machine", "State", "CPU", "Memory", "GPU", "VRAM", "Heat", "Load", "Disk", "Read")
@@ -270,7 +270,7 @@ def problem_note(problem: Problem, retry_seconds: float | None) -> str:
     return cards.note(
         "critical",
         f"<strong>{escape(_STEPS.get(problem.step, problem.step))}: no.</strong> {escape(problem.text)}",
-        f"<strong>Next:</strong> {escape(problem.next_step)}" if problem.next_step else "",
+        f"<strong>Next:</strong> {code_html(problem.next_step)}" if problem.next_step else "",
         *_key_lines(problem.fingerprint, problem.command),
         escape(again),
     )
@@ -303,7 +303,7 @@ def _step(result: StepResult) -> str:
     took = f'<span class="rd-soft rd-small">{seconds(result.seconds)}</span>' if result.seconds is not None else ""
     lines = [escape(result.text)] if result.text else []
     if result.ok is not True and result.next_step:
-        lines.append(f"<strong>Next:</strong> {escape(result.next_step)}")
+        lines.append(f"<strong>Next:</strong> {code_html(result.next_step)}")
     lines += _key_lines(result.fingerprint, result.command)
     told = "".join(f'<div class="rd-plain" dir="auto">{line}</div>' for line in lines)
     return _line(result.step, severity, word, took + told)

@@ -18,7 +18,7 @@ from rag.loaders.media import AUDIO, IMAGES, VIDEO, clock, page_of, second_of
 from rag.loaders.render import PdfPages
 from rag.types import Passage
 from ui import cards
-from ui.format import escape
+from ui.format import code_html, escape
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -116,7 +116,7 @@ def _page(path: Path, size: int, number: int) -> None:
         with st.spinner("Drawing the page …", show_time=False):
             data, count = page_jpeg(str(path), path.stat().st_mtime_ns, size, number)
     except RagError as problem:
-        st.html(cards.note("warn", f"<strong>{escape(problem.message)}</strong>", escape(problem.next_step)))
+        st.html(cards.note("warn", f"<strong>{escape(problem.message)}</strong>", code_html(problem.next_step)))
         return
     about = f"Page {number} of {count}" if count > 1 else path.name
     st.image(data, width="stretch", alt=about)

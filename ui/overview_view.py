@@ -15,7 +15,19 @@ from rag.cache.tally import asked
 from rag.trace_rows import QueryRow
 from rag.types import STAGES
 from ui import alerts_view, cards, gauges, machines_view, query_list, services_view
-from ui.format import escape, number, percent, percentile, plural, query_url, seconds, shortened, time_html, unknown_html
+from ui.format import (
+    code_html,
+    escape,
+    number,
+    percent,
+    percentile,
+    plural,
+    query_url,
+    seconds,
+    shortened,
+    time_html,
+    unknown_html,
+)
 from ui.gauges import Tones
 from ui.machines_view import Spark
 from ui.style import colour
@@ -129,11 +141,11 @@ def needs(found: Sequence[Thing], acknowledged: int, now: datetime, zone: tzinfo
 
 def _thing(thing: Thing, now: datetime, zone: tzinfo) -> str:
     since = f" · {time_html(datetime.fromtimestamp(thing.since, UTC), now, zone)}" if thing.since is not None else ""
-    look = f'<div class="rd-soft rd-small">Next: {escape(shortened(thing.look, 160))}</div>' if thing.look else ""
+    look = f'<div class="rd-soft rd-small">Next: {code_html(shortened(thing.look, 160))}</div>' if thing.look else ""
     return (
         f'<div class="rd-thing">{cards.state_mark(thing.severity, "", thing.severity)}'
         f"<strong>{gauges.link(thing.url, thing.title)}</strong>"
-        f'<div class="rd-soft rd-small rd-plain" dir="auto">{escape(shortened(thing.where, 240))}{since}</div>{look}</div>'
+        f'<div class="rd-soft rd-small rd-plain" dir="auto">{code_html(shortened(thing.where, 240))}{since}</div>{look}</div>'
     )
 
 

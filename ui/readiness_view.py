@@ -8,14 +8,13 @@ from itertools import groupby
 from typing import Any
 from urllib.parse import quote
 
-import numpy as np
-
 from collectors.views import ServiceView, Snapshot
 from deploy.validation.criteria import Criterion, Load, Measured, Times, Watched
 from deploy.validation.report import WORDS, commands, summary, with_code
 from deploy.validation.subject import Targets
 from deploy.validation.types import WORST_FIRST, Item, Outcome, Report, Result
 from latency.experiments.experiments import Experiment
+from rag.quantities import rank
 from rag.trace_rows import QueryRow
 from ui import cards, figures
 from ui.format import escape, plural, seconds, shortened, time_html, unknown_html
@@ -55,8 +54,8 @@ def _watched(view: ServiceView) -> Watched:
 def _times(rows: Sequence[QueryRow]) -> Times | None:
     if not rows:
         return None
-    totals = [row.total_seconds for row in rows]
-    return Times(float(np.percentile(totals, 95)), len(totals), max(row.started_at for row in rows))
+    totals = sorted(row.total_seconds for row in rows)
+    return Times(totals[rank(95, len(totals))], len(totals), max(row.started_at for row in rows))
 
 
 # 2) the criteria

@@ -12,7 +12,7 @@ from collectors.views import Part, ServiceView
 from collectors.vllm_metrics import Engine
 from ui import cards, figures, gauges
 from ui.exports import to_csv
-from ui.format import UNKNOWN, count, escape, number, percent, plural, seconds, shortened, unknown_html
+from ui.format import UNKNOWN, code_html, count, escape, number, percent, plural, seconds, shortened, unknown_html
 from ui.gauges import shown
 
 HEADS = ("Service", "State", "Answers in", "Works in", "Last 30 min", "Up, 24 h", "Version", "Certificate", "Probed")
@@ -232,7 +232,7 @@ def probe(result: ProbeResult | None, kind: str, reason: str) -> str:
     )
     told = [escape(text) for text in (result.message, *result.notes) if text]
     if result.next_step and result.state != "ok":
-        told.append(f"<strong>Next:</strong> {escape(result.next_step)}")
+        told.append(f"<strong>Next:</strong> {code_html(result.next_step)}")
     lines = "".join(f'<div class="rd-plain" dir="auto">{text}</div>' for text in told)
     body = f'<div class="rd">{lines}<div class="rd-pairs">{line}</div></div>'
     return gauges.card_title(heading, mark) + body + split_line(result.latency)

@@ -10,7 +10,7 @@ from rag.errors import RagError
 from runtime import CHANGEABLE, Runtime
 from settings import SettingsError, reference
 from ui import cards
-from ui.format import escape
+from ui.format import code_html, escape
 
 _CHOICES = {"llm.default_hyde": ("off", "on", "auto")}
 
@@ -64,7 +64,7 @@ def _save(runtime: Runtime, changes: dict[str, Any]) -> None:
             cards.note("critical", "<strong>Nothing was saved.</strong>", *(escape(str(problem)) for problem in error.problems))
         )
     except RagError as error:
-        st.html(cards.note("critical", f"<strong>{escape(error.message)}</strong>", escape(error.next_step)))
+        st.html(cards.note("critical", f"<strong>{escape(error.message)}</strong>", code_html(error.next_step)))
     else:
         st.toast(f"Saved: {', '.join(sorted(changes))}. In force with the next query.")
         st.rerun()

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from collectors.services import ServiceKind
 from deploy.validation.subject import Targets
 from deploy.validation.types import Outcome, Report, Result, worst
+from rag.quantities import seconds
 
 SECONDS_PER_DAY = 86_400.0
 LEAST_QUERIES = 8  # below that a 95th percentile is only the slowest query
@@ -206,7 +207,7 @@ def _times(measured: Measured, targets: Targets) -> Criterion:
             outcomes.append(query.outcome)
     if measured.times is not None:
         p95, count = measured.times.p95_seconds, measured.times.count
-        evidence.append(f"warm answered queries: p95 {p95:.3g} s, n {count:,}")
+        evidence.append(f"warm answered queries: p95 {seconds(p95)}, n {count:,}")
         times.append(measured.times.newest_unix)
         if count >= LEAST_QUERIES:
             outcomes.append(_within(p95, targets.total_seconds))
@@ -258,7 +259,7 @@ def _load(measured: Measured, targets: Targets) -> Criterion:
 def _step(each: Mapping[str, Any]) -> str:
     failed = sum(each["errors"].values())
     p95 = _p95(each)
-    took = "" if p95 is None else f", p95 {p95:.3g} s"
+    took = "" if p95 is None else f", p95 {seconds(p95)}"
     wrong = f", {failed} failed" if failed else ""
     left = f", {each['unfinished']} unfinished" if each["unfinished"] else ""
     return f"{each['users']} users: {each['answered']} answered{took}{wrong}{left}"

@@ -23,6 +23,7 @@ from rag.types import Options
 Verdict = Literal["ok", "slow", "failed", "skipped"]
 T = TypeVar("T")
 
+NO_TARGET = "no target"
 WARM_RUNS = 5
 CALL_SECONDS = 60.0  # for one call of a model: a CPU may need long for 50 candidates
 
@@ -54,6 +55,11 @@ class Row:
     def n(self) -> int:
         return len(self.samples)
 
+    @property
+    def word(self) -> str:
+        """The verdict for people."""
+        return verdict_word(self.verdict, self.target is not None)
+
     def to_json(self) -> dict[str, Any]:
         return {
             **asdict(self),
@@ -62,6 +68,11 @@ class Row:
             "samples": list(self.samples),
             "target": self.target._asdict() if self.target else None,
         }
+
+
+def verdict_word(verdict: str, has_target: bool) -> str:
+    """What is held against nothing was not found to be right: `no target` instead of `ok`."""
+    return NO_TARGET if verdict == "ok" and not has_target else verdict
 
 
 def skipped(code: str, name: str, reason: str) -> Row:

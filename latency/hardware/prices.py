@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from latency.hardware.types import HardwareResult, Row
 from rag.errors import RagError
+from rag.quantities import seconds
 
 MONTH_SECONDS = 365.25 / 12 * 86_400
 MOST_MACHINES = 1000
@@ -238,8 +239,8 @@ def advise(result: HardwareResult, needs: Needs) -> Advice:
     for each in costs:
         if not each.option.meets_target:
             reasons.append(
-                f"{each.option.name} misses the target: p95 {_ms(each.option.p95)} for {needs.candidates} candidates "
-                f"(n {each.option.n}), {_ms(needs.target_seconds)} wanted."
+                f"{each.option.name} misses the target: p95 {seconds(each.option.p95)} for {needs.candidates} candidates "
+                f"(n {each.option.n}), {seconds(needs.target_seconds)} wanted."
             )
     chosen = min(fitting, key=lambda each: (round(each.eur_month, 2), each.option.p95), default=None)
     even, even_text = _break_even(found, needs)
@@ -255,12 +256,12 @@ def _text(chosen: Cost | None, costs: Sequence[Cost], needs: Needs) -> str:
         return f"Nothing can be said: reranking {needs.candidates} candidates was measured nowhere."
     if chosen is None:
         best = min(costs, key=lambda each: each.option.p95)
-        missed = f"reranks {needs.candidates} candidates within {_ms(needs.target_seconds)}"
+        missed = f"reranks {needs.candidates} candidates within {seconds(needs.target_seconds)}"
         return f"No place that was measured {missed}; {best.option.name} comes closest."
     price = f"{chosen.eur_month:.0f} EUR a month" + (f" for {chosen.machines} machines" if chosen.machines > 1 else "")
     others = sum(each.option.meets_target for each in costs) > 1
     why = "the cheapest that meets the target" if others else "the only one that meets the target"
-    return f"{chosen.option.name}: {why}, {price}, p95 {_ms(chosen.option.p95)} (n {chosen.option.n})."
+    return f"{chosen.option.name}: {why}, {price}, p95 {seconds(chosen.option.p95)} (n {chosen.option.n})."
 
 
 def _break_even(found: Sequence[Option], needs: Needs) -> tuple[float | None, str]:
@@ -321,7 +322,3 @@ def _rule(needs: Needs, chosen: Cost | None) -> str:
     if chosen is not None and speaks != (chosen.option.hardware == "gpu"):
         text += " It disagrees with what was measured here."
     return text
-
-
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1000:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"

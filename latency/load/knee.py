@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from latency.load.steps import Reading, Step
+from rag.quantities import seconds
 
 METHOD = (
     "Asymptotic bounds (Denning and Buzen 1978): the users at which throughput, growing as it did before, would reach its "
@@ -139,8 +140,7 @@ def _users(users: float) -> str:
 
 
 def _p50(step: Step) -> str:
-    seconds = step.total.p50 if step.total else math.nan
-    return f"{seconds * 1000:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+    return seconds(step.total.p50 if step.total else None)
 
 
 def _recommended(users: float | None, steps: Sequence[Step]) -> int | None:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from latency.percentiles.options import NOT_RUN, OPTIONS, UNKNOWN
 from latency.percentiles.table import PARTS, Codes, Flags, Floats, Rows, StageTable
+from rag.quantities import rank
 from rag.types import STAGES
 
 Heat = Literal["all", "warm", "cold"]
@@ -30,11 +31,6 @@ _DONE = ("answered", "no_documents")
 
 
 # ----------------------------------------------------------------------------------------------------------- percentiles
-
-
-def rank(percent: int, n: int) -> int:
-    """Index into `n` ascending values of that percentile, by nearest rank: ceil(percent / 100 * n) - 1."""
-    return max(0, -(-percent * n // 100) - 1)
 
 
 class Summary(NamedTuple):

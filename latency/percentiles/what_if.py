@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from latency.percentiles.percentiles import rank
 from latency.percentiles.table import Flags, Floats, Rows, StageTable
 from rag.errors import RagError
+from rag.quantities import rank
 from rag.types import STAGES
 
 SEED = 20_261_121

@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
-
+from rag.quantities import rank
 from rag.trace_rows import QueryRow, started_unix
 from rag.types import Answer
 
@@ -179,11 +178,11 @@ def tally(rows: Sequence[QueryRow], looks: Looks, *, read_hits: int = READ_HITS,
 
 
 def spread(values: Sequence[float]) -> Spread | None:
-    """Percentiles by linear interpolation; None of nothing."""
+    """Percentiles by nearest rank; None of nothing."""
     if not values:
         return None
-    p50, p95 = np.percentile(values, (50, 95))
-    return Spread(float(p50), float(p95), len(values))
+    ascending, n = sorted(values), len(values)
+    return Spread(ascending[rank(50, n)], ascending[rank(95, n)], n)
 
 
 def reason_group(reason: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -190,6 +191,31 @@ def test_containers() -> None:
 def test_a_dead_daemon_is_not_none(name: str, code: str) -> None:
     reading = docker.parse(text(f"docker/{name}.txt"))
     assert reading.containers is None and [fault.code for fault in reading.faults] == [code]
+
+
+def test_a_client_without_any_daemon_is_no_fault() -> None:
+    down = text("docker/down.txt")
+    (fault,) = docker.parse(down + "client alone\n").faults
+    assert (fault.code, fault.severity) == ("no_docker_daemon", "note") and "client" in fault.text
+    elsewhere = down.replace("unix:///var/run/docker.sock", "tcp://10.0.0.9:2375")  # a context names it: somebody set it up
+    assert [each.code for each in docker.parse(elsewhere + "client alone\n").faults] == ["docker_down"]
+
+
+@pytest.mark.parametrize("set_up", ["", "DOCKER_HOST=tcp://127.0.0.1:1; export DOCKER_HOST\n"])
+def test_the_command_looks_for_a_daemon_that_was_set_up(set_up: str, tmp_path: Path) -> None:
+    script = "echo 'Cannot connect to the Docker daemon at unix:///var/run/docker.sock.' >&2; exit 1"
+    command = docker.COMMAND
+    for trace in (
+        "/var/run/docker.sock",
+        "/var/lib/docker",
+        "/lib/systemd/system/docker.service",
+        "/etc/systemd/system/docker.service",
+    ):
+        assert trace in command
+        command = command.replace(trace, str(tmp_path / "none"))  # whatever this machine has
+    found = docker.parse(run(set_up + command, {"docker": script}, tmp_path))
+    daemon_here = shutil.which("dockerd") is not None
+    assert [each.code for each in found.faults] == ["docker_down" if set_up or daemon_here else "no_docker_daemon"]
 
 
 def test_no_containers_and_a_broken_format_differ() -> None:

@@ -16,6 +16,7 @@ from bs4 import BeautifulSoup
 from streamlit.testing.v1 import AppTest
 
 import runtime
+from latency.comparing.agreement import Rank
 from latency.comparing.compare import compare
 from latency.experiments.experiments import Experiment
 from rag.types import Split
@@ -125,6 +126,22 @@ def test_two_queries_are_compared_with_a_replay_offered(app: AppTest, rt: runtim
     assert first == ["hyde", "3.00 s", "–", "−3.00 s", "", "100 %"]
     assert "gpu.0.utilization_ratio" in shown and "Kendall" in shown and "gone" in shown
     assert {button.proto.label for button in app.get("download_button")} == {"HTML", "Markdown", "CSV", "JSON"}
+
+
+def test_passages_that_say_something_come_first() -> None:
+    def rank(name: str, a: int | None, b: int | None, kept: bool = False) -> Rank:
+        return Rank(name, name, "x.md", None, a, b, kept, False)
+
+    ranks = [
+        rank("far", 30, None),
+        rank("kept", 1, None, True),
+        rank("moved", 9, 12),
+        rank("still", 20, 20),
+        rank("new", None, 33),
+    ]
+    first, rest = compare_view.notable_first(ranks)
+    assert [each.passage_id for each in first] == ["kept", "moved"]
+    assert [each.passage_id for each in rest] == ["far", "still", "new"]
 
 
 def test_swap_changes_the_sides_over(app: AppTest, rt: runtime.Runtime) -> None:

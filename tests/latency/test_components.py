@@ -142,6 +142,18 @@ def test_a_median_over_its_target_is_slow_and_at_it_is_ok():
     assert judged(replace(row, verdict="failed", samples=()), Target(0.2, "me")).verdict == "failed"
 
 
+def test_what_has_no_target_is_not_called_ok():
+    timed = Row("llm.short", "short", (0.1,))
+    rows = (
+        judged(timed, None),
+        judged(timed, Target(0.3, "me")),
+        judged(timed, Target(0.01, "me")),
+        Row("x", "x", verdict="skipped"),
+    )
+    assert [row.word for row in rows] == ["no target", "ok", "slow", "skipped"]
+    assert ComponentsResult(rows, 1.0).summary == "1 ok, 1 slow, 1 skipped, 1 with no target"
+
+
 def test_presets_have_the_numbers_of_the_reports_and_a_later_one_wins():
     found = targets.preset("r1-a100", "r2-t4", "r2-cpu")
     assert (found["store.connect_load"].seconds, found["reranker.first"].seconds) == (2.29, 7.25)

@@ -342,7 +342,7 @@ def test_load_in_this_process_prints_steps_and_the_knee(data: Path, capsys, ques
     code, out, err = run(capsys, "load", "--users", "1", "--questions", str(questions), "--seconds", "10", "--requests", "3")
     assert code == 0, out + err
     assert "answered" in out
-    assert "1 users …" in err
+    assert "1 user …" in err
 
 
 def test_a_load_test_that_is_stopped_keeps_what_it_has(data: Path, api, questions: Path):

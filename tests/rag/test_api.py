@@ -537,12 +537,17 @@ def test_one_query_is_what_was_answered(served: Served) -> None:
     assert stored == answer
 
 
-@pytest.mark.parametrize("key", ["nothing", "0" * 32, "%00", "..%2f..%2fetc", "x" * 5000, "שאלה", "' OR 1=1 --"])
+@pytest.mark.parametrize("key", ["nothing", "0" * 32, "..%2f..%2fetc", "x" * 5000, "שאלה", "' OR 1=1 --"])
 def test_a_query_that_is_not_there(served: Served, key: str) -> None:
     response = served.get(f"/api/v1/queries/{key}")
     assert response.status_code == 404
     if "/" not in httpx.URL(f"{served.url}/{key}").path[1:]:
         refused(response, 404, "not_found")
+
+
+@pytest.mark.parametrize("key", ["%00", "%0A", "a%1fb", "%7f"])
+def test_a_path_with_control_characters_is_refused(served: Served, key: str) -> None:
+    assert served.get(f"/api/v1/queries/{key}").status_code == 400
 
 
 def test_a_trace_store_that_cannot_be_read_is_an_error_that_says_so(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

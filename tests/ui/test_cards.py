@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from bs4 import BeautifulSoup
 
+from models import ModelStatus
 from rag.types import Answer, Options, Passage, Problem, Split, Stage, Tokens
 from ui import ask_form, cards, exports, ingest_view, live
 
@@ -125,3 +126,12 @@ def test_ingest_progress_and_summary() -> None:
         ingest_view.headline(summary, "3 files")
         == "3 files: read in 1.20 s · 2 added, 1 unchanged · 48 passages, 40.0 passages/s"
     )
+
+
+@pytest.mark.parametrize(
+    ("place", "named"), [("http://10.0.0.7:8100", "Reaching the embedder"), ("10.0.0.9:19530", "Opening the store")]
+)
+def test_a_store_without_its_embedder_blames_the_embedder(place: str, named: str) -> None:
+    embedder = ModelStatus("embedder", "bge", "failed", where="http", address="http://10.0.0.7:8100")
+    note = cards.store_note(Problem("search", "connection", "refused", place, "Start it."), (embedder,), "Opening the store")
+    assert f"<strong>{named} failed</strong>" in note and place in note

@@ -121,3 +121,8 @@ def test_small_things() -> None:
     assert [f.csv_cell(x) for x in ("=1+1", "ok", -3, "@x")] == ["'=1+1", "ok", -3, "'@x"]
     assert f.plural(1, "query", "queries") == "1 query" and f.plural(1200, "query", "queries") == "1,200 queries"
     assert f.plain_markdown("a_b [x](y) $z$") == "a\\_b \\[x\\]\\(y\\) \\$z\\$"
+
+
+def test_commands_in_texts_are_shown_as_code_and_stay_harmless() -> None:
+    assert f.code_html("Run `docker ps` <by hand>") == "Run <code>docker ps</code> &lt;by hand&gt;"
+    assert f.code_html("`<img src=x>` and a lone `") == "<code>&lt;img src=x&gt;</code> and a lone `"
