@@ -136,7 +136,7 @@ def test_a_question_asked_again_is_embedded_from_the_cache_unless_it_is_bypassed
     try:
         answers = [ask(made, Options(caches=mode)) for mode in ("use", "use", "bypass")]
         labels = [next(each.label for each in found.timeline if each.stage == "embed") for found in answers]
-        assert labels == ["embed the question", "embed the question (from cache)", "embed the question"]
+        assert labels == ["wait for the embedder", "embed the question (from cache)", "embed the question"]
         assert made.status().models[0].cache_hit_ratio == 0.5
     finally:
         made.stop()

@@ -175,7 +175,7 @@ def test_a_cell_that_would_take_too_long_is_left_out_with_its_forecast(
     jobs: Jobs, traces: TraceStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hardware, "CELL_LIMIT_SECONDS", 0.5)
-    plan = HardwarePlan(("rerank",), ("cpu",), ("fp32",), False, (10,), (1, 32), 0.1)
+    plan = HardwarePlan(("rerank",), ("cpu",), ("fp32",), False, (10,), (1, 32), 2.0)
     result, _ = finish(jobs, FakeLab(FakeReranker(0.005), traces), plan)
     alone, many = result.rows[0].cells
     assert alone.step and many.step is None and many.skipped and "would take about" in many.skipped

