@@ -170,7 +170,7 @@ def _serve(given: argparse.Namespace) -> int:
         parts = (api, receiving, access_api)
         routes = [route for part in parts for route in part.routes(runtime.started)]
         server = Guard(Starlette(routes=[*routes, *metrics_api.routes_of(runtime.started)]), rules)
-        uvicorn.run(server, host=host, port=port, log_level="info", timeout_graceful_shutdown=10)
+        uvicorn.run(server, host=host, port=port, log_level="info", timeout_graceful_shutdown=30)
     except KeyboardInterrupt:  # uvicorn drains on SIGTERM and SIGINT, then raises the signal once more for us
         return 0
     finally:

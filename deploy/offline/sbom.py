@@ -1,6 +1,7 @@
 """What is in a bundle, as a CycloneDX 1.6 bill of materials: wheels with licences and dependencies, models, images.
 
-`scripts/sbom.py` writes the bill of an installation with the same `component`. Asks no network and no package of its own.
+`scripts/sbom.py` writes the bill of an installation with the same `component`. Asks no network. A licence is an SPDX expression
+where the metadata give one, or a classifier that can mean one licence only; else it has the name that the package gives it.
 """
 
 from __future__ import annotations
@@ -16,14 +17,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
+
 from deploy.offline.installer.verifying import sha256
+
+# Classifiers with one meaning. "BSD License", "Apache Software License" and their like name families.
+CLASSIFIED = {
+    "MIT License": "MIT",
+    "MIT No Attribution License (MIT-0)": "MIT-0",
+    "ISC License (ISCL)": "ISC",
+    "Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0",
+    "The Unlicense (Unlicense)": "Unlicense",
+    "GNU General Public License v3 (GPLv3)": "GPL-3.0-only",
+    "GNU Lesser General Public License v3 (LGPLv3)": "LGPL-3.0-only",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Wheel:
     """A package by its own METADATA; `needs` are normalised names, those that only an extra wants left out.
 
-    `sha256` is the wheel's, "" where the package is known as installed only.
+    `sha256` is the wheel's, "" where the package is known as installed only. `spdx` is the licence as an SPDX expression, None
+    where the metadata leave open which it is.
     """
 
     name: str
@@ -32,6 +47,7 @@ class Wheel:
     summary: str
     needs: tuple[str, ...]
     sha256: str
+    spdx: str | None = None
 
     @property
     def purl(self) -> str:
@@ -66,17 +82,39 @@ def described(text: str, digest: str = "") -> Wheel:
     ]
     names = {normal(match[0]) for each in needs if (match := re.match(r"[A-Za-z0-9][\w.-]*", each))}
     summary = " ".join(str(fields.get("Summary") or "").split())[:300]
-    return Wheel(normal(str(fields["Name"])), str(fields["Version"]), _licence(fields), summary, tuple(sorted(names)), digest)
+    name, version = normal(str(fields["Name"])), str(fields["Version"])
+    return Wheel(name, version, _licence(fields), summary, tuple(sorted(names)), digest, _spdx(fields))
+
+
+def _spdx(fields: email.message.Message) -> str | None:
+    """The expression field; else the one classifier, or the text where it is an SPDX id and no second classifier doubts it."""
+    if fields.get("License-Expression"):
+        return spdx(str(fields["License-Expression"]))
+    listed = _classified(fields)
+    if len(listed) > 1:
+        return None
+    return spdx(str(fields.get("License") or "")) or next((CLASSIFIED[each] for each in listed if each in CLASSIFIED), None)
+
+
+def spdx(text: str) -> str | None:
+    """An SPDX expression as SPDX writes it (`apache-2.0` is Apache-2.0); None for what is none."""
+    try:
+        return str(canonicalize_license_expression(text))
+    except InvalidLicenseExpression:
+        return None
 
 
 def _licence(fields: email.message.Message) -> str | None:
     """As the package names it: the SPDX expression, else its classifiers, else the first line of its own text; or None."""
     if fields.get("License-Expression"):
         return str(fields["License-Expression"])
-    listed = [line.rpartition("::")[2].strip() for line in fields.get_all("Classifier") or () if line.startswith("License ::")]
     text = str(fields.get("License") or "").strip().splitlines()
-    named = sorted(name for name in listed if name != "OSI Approved")
-    return " AND ".join(named) or (text[0].strip()[:100] if text else None)
+    return " AND ".join(_classified(fields)) or (text[0].strip()[:100] if text else None)
+
+
+def _classified(fields: email.message.Message) -> list[str]:
+    listed = {line.rpartition("::")[2].strip() for line in fields.get_all("Classifier") or () if line.startswith("License ::")}
+    return sorted(listed - {"OSI Approved"})
 
 
 def normal(name: str) -> str:
@@ -125,7 +163,7 @@ def _model(model: Model) -> dict[str, Any]:
         "bom-ref": f"model:{model.name}",
         "name": model.name,
         **({"version": model.revision} if model.revision else {}),
-        **_licences(model.licence),
+        **_licences(model.licence, spdx(model.licence or "")),
         "components": files,
     }
 
@@ -134,8 +172,12 @@ def _hashes(digest: str) -> dict[str, Any]:
     return {"hashes": [{"alg": "SHA-256", "content": digest}]} if digest else {}
 
 
-def _licences(name: str | None) -> dict[str, Any]:
-    return {"licenses": [{"license": {"name": name}}]} if name else {}
+def _licences(name: str | None, expression: str | None) -> dict[str, Any]:
+    """One id, an expression of several, or a name that is no id: CycloneDX has a place for each."""
+    if expression is None:
+        return {"licenses": [{"license": {"name": name}}]} if name else {}
+    plain = " " not in expression and not expression.startswith("LicenseRef-") and not expression.endswith("+")
+    return {"licenses": [{"license": {"id": expression}} if plain else {"expression": expression}]}
 
 
 def component(wheel: Wheel) -> dict[str, Any]:
@@ -148,5 +190,5 @@ def component(wheel: Wheel) -> dict[str, Any]:
         **({"description": wheel.summary} if wheel.summary else {}),
         "purl": wheel.purl,
         **_hashes(wheel.sha256),
-        **_licences(wheel.licence),
+        **_licences(wheel.licence, wheel.spdx),
     }

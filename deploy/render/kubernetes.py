@@ -1,10 +1,12 @@
 """A Kustomize folder a cluster: namespace, deployments with whole GPUs, probes, budgets, scaling by queues, network policies.
 
-Milvus and Redis come from their own operators: only their resources are here. Secrets are named, never made.
+Milvus and Redis come from their own operators: only their resources are here. Secrets are named, never made. Every field is
+known to Kubernetes `OLDEST` and later.
 """
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +18,7 @@ from deploy.render.schema import APPS, STORES, VLLM, Host, Service
 from deploy.render.site import Site
 from deploy.render.templates import filled, template
 
+OLDEST = "1.29"
 SECRET = "ragdeck-secrets"
 # Requests: what it needs at the least. Limits only of memory: a processor limit slows a model for nothing.
 MEMORY = {"dashboard": ("1Gi", "4Gi"), "api": ("1Gi", "4Gi"), "gpu-server": ("4Gi", "16Gi")}
@@ -23,7 +26,11 @@ MODEL_MEMORY = ("8Gi", "64Gi")
 CPU = {"dashboard": "500m", "api": "500m", "gpu-server": "2"}
 START_TRIES = {"dashboard": 30, "api": 30, "gpu-server": 60}  # of 10 s each
 MODEL_START_TRIES = 180
+TRY_SECONDS = 10
+PULL_SECONDS = 900  # until a container is there at all: images of model servers have 10 GB and more
+# The GPU server answers what it has for 65 s at the most, then ends within 10; uvicorn waits 10 s for the API's requests.
 END_SECONDS = {"gpu-server": 90, "dashboard": 40, "api": 40}
+LEAVE_SECONDS = 5  # a pod that ends is still asked until every node has heard of it
 # What waits, as the adapter names it: a name of its own for each series, for of two rules with one name it keeps the last.
 WAITING_METRICS = {"te_queue_size": "ragdeck_texts_waiting", "vllm:num_requests_waiting": "ragdeck_requests_waiting"}
 # Charts whose resource definitions and values ours were checked against: name, version, project.
@@ -84,22 +91,32 @@ def _workload(site: Site, service: Service) -> Iterator[dict[str, Any]]:
         "spec": {"selector": labels(service), "ports": [{"name": "http", "port": service.listens_on, "targetPort": "http"}]},
     }
     if _claim(site, service):
-        size = {"requests": {"storage": "20Gi" if service.role in APPS else "200Gi"}}
+        size = {"requests": {"storage": f"{_claimed_gib(site, service)}Gi"}}
+        # One pod at a time (Recreate) needs a disk that one node mounts; only replicas one that all do, which few classes offer.
+        access = "ReadWriteMany" if service.most_replicas > 1 else "ReadWriteOnce"
         yield {
             "apiVersion": "v1",
             "kind": "PersistentVolumeClaim",
             "metadata": {"name": _claim(site, service)},
-            "spec": {"accessModes": ["ReadWriteOnce" if service.role in APPS else "ReadWriteMany"], "resources": size},
+            "spec": {"accessModes": [access], "resources": size},
         }
-    yield {
-        "apiVersion": "policy/v1",
-        "kind": "PodDisruptionBudget",
-        "metadata": {"name": service.name},
-        # maxUnavailable, not minAvailable: of a single replica the latter would block every drain of its node
-        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": labels(service)}},
-    }
+    if service.most_replicas > 1:
+        yield _budget(service)
     if service.most_replicas > service.replicas:
         yield _scaler(service)
+
+
+def _budget(service: Service) -> dict[str, Any]:
+    """One replica away at a time. Where there is one, a budget could only block the drain of its node, so it has none; and pods
+    that are not well, or still load a model, never block one."""
+    spec = {"maxUnavailable": 1, "unhealthyPodEvictionPolicy": "AlwaysAllow", "selector": {"matchLabels": labels(service)}}
+    return {"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": service.name}, "spec": spec}
+
+
+def _claimed_gib(site: Site, service: Service) -> int:
+    """For models twice what the plan loads, in steps of 10: what is quantised at the start lies there in 16 bits."""
+    whole = sum(each.need.weights.value_bytes * each.service.split for each in site.placed(service))
+    return 20 if service.role in APPS else 20 + 10 * -(-2 * whole // (10 << 30))
 
 
 def _scaler(service: Service) -> dict[str, Any]:
@@ -151,8 +168,11 @@ def _deployment(site: Site, service: Service) -> dict[str, Any]:
         "containers": [_container(site, service)],
         "volumes": _volumes(site, service),
     }
+    host = site.host(service)
     if site.gpus_each(service):
         pod["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+        pod |= {"nodeSelector": host.node_labels} if host.node_labels else {}
+        pod |= {"runtimeClassName": host.runtime_class} if host.runtime_class else {}
     if service.most_replicas > 1:
         apart = {"labelSelector": {"matchLabels": labels(service)}, "maxSkew": 1, "topologyKey": "kubernetes.io/hostname"}
         pod["topologySpreadConstraints"] = [{**apart, "whenUnsatisfiable": "ScheduleAnyway"}]
@@ -163,6 +183,8 @@ def _deployment(site: Site, service: Service) -> dict[str, Any]:
         {"type": "Recreate"} if lone else {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}
     )
     spec |= {
+        # without it a model that loads for more than ten minutes is told as a failed rollout
+        "progressDeadlineSeconds": _start_tries(service) * TRY_SECONDS + PULL_SECONDS,
         "selector": {"matchLabels": labels(service)},
         "template": {"metadata": {"labels": {**labels(service), **part_of(site)}}, "spec": pod},
     }
@@ -190,6 +212,8 @@ def _container(site: Site, service: Service) -> dict[str, Any]:
     limits = {"memory": most, **(gpus["resources"]["limits"] if gpus else {})}
     found["resources"] = {"requests": {"cpu": CPU.get(service.role, "4"), "memory": least}, "limits": limits}
     found |= _probes(site, service)
+    if service.most_replicas > 1:
+        found["lifecycle"] = {"preStop": {"exec": {"command": ["sleep", str(LEAVE_SECONDS)]}}}
     found["securityContext"] = {
         "allowPrivilegeEscalation": False,
         "readOnlyRootFilesystem": True,
@@ -214,21 +238,26 @@ def _environment(site: Site, service: Service) -> list[dict[str, Any]]:
 
 
 def _probes(site: Site, service: Service) -> dict[str, Any]:
-    """Started and ready when the model has answered; alive while the server answers at all."""
-    tries = START_TRIES.get(service.role, MODEL_START_TRIES)
-    path = docker.HEALTH_PATHS.get(service.role, "/health")
-    asked = {"httpGet": {"path": path, "port": "http"}}
+    """Started and ready when the model has answered; alive while the server answers at all.
+
+    An app is neither ended nor kept from starting because a store or a model server is away: what counts there is its port. The
+    dashboard is ready even then, because it is where one looks; the API is not.
+    """
+    path = "/_stcore/health" if service.role == "dashboard" else docker.HEALTH_PATHS.get(service.role, "/health")
+    asked: dict[str, Any] = {"httpGet": {"path": path, "port": "http"}}
+    started = alive = {"tcpSocket": {"port": "http"}} if service.role in APPS else asked
     if service.role in VLLM:
-        started: dict[str, Any] = {"exec": {"command": ["python3", "/opt/ragdeck/probe.py", *docker.probe(site, service)]}}
-    else:
-        started = asked
-    # An app is not ended because a model server beside it is away: its own liveness is its port.
-    alive: dict[str, Any] = {"tcpSocket": {"port": "http"}} if service.role in APPS else asked
+        started = {"exec": {"command": ["python3", "/opt/ragdeck/probe.py", *docker.probe(site, service)]}}
+    tries = {"periodSeconds": TRY_SECONDS, "timeoutSeconds": 25, "failureThreshold": _start_tries(service)}
     return {
-        "startupProbe": {**started, "periodSeconds": 10, "timeoutSeconds": 25, "failureThreshold": tries},
+        "startupProbe": {**started, **tries},
         "readinessProbe": {**asked, "periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": 3},
         "livenessProbe": {**alive, "periodSeconds": 20, "timeoutSeconds": 10, "failureThreshold": 6},
     }
+
+
+def _start_tries(service: Service) -> int:
+    return START_TRIES.get(service.role, MODEL_START_TRIES)
 
 
 def _volumes(site: Site, service: Service) -> list[dict[str, Any]]:
@@ -273,8 +302,21 @@ def _stores(site: Site, host: Host, here: tuple[Service, ...]) -> Iterator[File]
     charts = [{"milvus": MILVUS_CHART, "redis": REDIS_CHART}[each.role] for each in here if each.role in ("milvus", "redis")]
     charts += [ADAPTER_CHART] if scaled else []
     lines = "\n".join(f"#   {each}" for each in charts) or "#   nothing"
-    values = {"namespace": site.deployment.name, "secret": SECRET, "charts": lines}
-    yield commented(site, f"{host.name}/apply.sh", filled("apply.sh", **values), 0o755)
+    values = {"namespace": site.deployment.name, "secret": SECRET, "charts": lines, "oldest": OLDEST}
+    text = filled("apply.sh", **values) + "".join(_warnings(site, host, scaled))
+    yield commented(site, f"{host.name}/apply.sh", text, 0o755)
+
+
+def _warnings(site: Site, host: Host, scaled: bool) -> Iterator[str]:
+    """What works without, and less well than one thinks."""
+    tls, namespace = site.deployment.tls, site.deployment.name
+    for service in site.on(host.name, "kubernetes"):
+        if tls and service.role in APPS and (tls.dashboard if service.role == "dashboard" else tls.api):
+            name = f"{service.name}-tls"
+            made = shlex.join(["kubectl", "-n", namespace, "create", "secret", "tls", name, f"--cert={tls.certificate}"])
+            yield filled("apply_tls.sh", namespace=namespace, name=name, made=f"{made} --key={shlex.quote(tls.key)}")
+    if scaled:
+        yield template("apply_scaling.sh")
 
 
 def _milvus(site: Site, service: Service) -> dict[str, Any]:

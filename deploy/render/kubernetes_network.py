@@ -9,6 +9,7 @@ from deploy.render.schema import APPS, STORES, Host, Service
 from deploy.render.site import Site, has_metrics
 
 OPERATOR_NAMESPACES = ("milvus-operator", "redis-operator")
+NODE_LOCAL_DNS = "169.254.20.10/32"  # the node's own cache of names, where there is one: its pod is in no network of pods
 
 
 def policies(site: Site, host: Host) -> Iterator[dict[str, Any]]:
@@ -18,7 +19,8 @@ def policies(site: Site, host: Host) -> Iterator[dict[str, Any]]:
     mine = {"matchLabels": part_of(site)}
     yield _policy("deny-all", mine, {"policyTypes": ["Ingress", "Egress"]})
     dns = {"ports": [{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 53}]}
-    yield _policy("names", mine, {"policyTypes": ["Egress"], "egress": [{"to": [_namespace("kube-system")], **dns}]})
+    servers = [_namespace("kube-system"), {"ipBlock": {"cidr": NODE_LOCAL_DNS}}]
+    yield _policy("names", mine, {"policyTypes": ["Egress"], "egress": [{"to": servers, **dns}]})
     yield from (_of(site, each) for each in ours)
     if len(ours) < len(here):
         yield _stores(site)

@@ -62,6 +62,10 @@ ImageTag = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_./:
 Cidr = Annotated[str, AfterValidator(_cidr)]
 Folder = Annotated[str, AfterValidator(_folder)]
 Port = Annotated[int, Field(ge=1, le=65_535)]
+LabelKey = Annotated[
+    str, StringConstraints(pattern=r"^([a-z0-9][a-z0-9.-]{0,250}/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$")
+]
+LabelValue = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$")]
 
 
 class Part(BaseModel):
@@ -110,7 +114,10 @@ class Monitoring(Part):
 
 
 class Host(Part):
-    """A machine, or a cluster (`kind = "kubernetes"`). `gpus` GPUs of the type `gpu`; `buffer_gb` stays free on each."""
+    """A machine, or a cluster (`kind = "kubernetes"`). `gpus` GPUs of the type `gpu`; `buffer_gb` stays free on each.
+
+    In a cluster `node_labels` are those of the nodes with these GPUs, and `runtime_class` is needed where NVIDIA's runtime is not
+    the nodes' usual one."""
 
     name: Name
     kind: Literal["machine", "kubernetes"] = "machine"
@@ -120,6 +127,8 @@ class Host(Part):
     gpus: Annotated[int, Field(ge=1, le=64)] = 1
     buffer_gb: Annotated[float, Field(ge=0, le=1000)] = 1.0
     buffer_holds_contexts: bool = False
+    node_labels: dict[LabelKey, LabelValue] = Field(default_factory=dict)
+    runtime_class: Name | None = None
     cloud: Literal["", "gcloud"] = ""
     network: Name = "default"
     zone: Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{0,40}$")] = ""

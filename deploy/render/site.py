@@ -138,6 +138,12 @@ class Site:
                 f"who gets in ({', '.join(tls.allow)}) is an annotation of ingress-nginx, which is no longer maintained: the "
                 f"controller of class {tls.ingress_class} must be one that follows it, or everybody gets in."
             )
+        for host in self.clusters:
+            if host.gpu and not host.node_labels and any(self.gpus_each(each) for each in self.on(host.name, "kubernetes")):
+                yield (
+                    f"the models of {host.name} are planned for {host.gpu}, and its pods take any node with a free GPU: name the "
+                    "labels of the right nodes in node_labels, unless all are of this type."
+                )
         for service in self.deployment.services:
             host, address = self.host(service), self.host(service).address
             if host.kind == "machine" and self.exposed(service) and ipaddress.ip_address(address).is_global:

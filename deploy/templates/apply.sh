@@ -1,6 +1,7 @@
 #!/bin/sh
-# Applies this folder to the cluster that kubectl speaks to. Before: secrets.env, made from secrets.env.example (mode 0600), and by
-# helm, each into the namespace of its name, which the network policies know:
+# Applies this folder to the cluster that kubectl speaks to, Kubernetes @OLDEST@ or later; nodes with GPUs have NVIDIA's device plugin.
+# Before: secrets.env, made from secrets.env.example (mode 0600), and by helm, each into the namespace of its name, which the
+# network policies know:
 @CHARTS@
 set -eu
 cd "$(dirname "$0")"

@@ -161,7 +161,7 @@ def test_the_bill_of_materials_is_valid_cyclonedx(made: Path):
     bill = json.loads(text)
     packages = {each["name"]: each for each in bill["components"]}
     assert packages["leaf"]["purl"] == "pkg:pypi/leaf@1.0"
-    assert packages["leaf"]["licenses"] == [{"license": {"name": "MIT"}}]
+    assert packages["leaf"]["licenses"] == [{"license": {"id": "MIT"}}]
     depends = {each["ref"]: each["dependsOn"] for each in bill["dependencies"]}
     assert depends["pkg:pypi/leaf@1.0"] == ["pkg:pypi/stem@2.0"]
     assert any(each["type"] == "machine-learning-model" for each in bill["components"])
@@ -213,12 +213,36 @@ def test_the_bill_names_each_file_of_a_model_and_each_image(tmp_path: Path):
     text = (tmp_path / "bundle" / "sbom.cdx.json").read_text()
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
     (found,) = [each for each in json.loads(text)["components"] if each["type"] == "machine-learning-model"]
-    assert found["licenses"] == [{"license": {"name": "apache-2.0"}}]
+    assert found["licenses"] == [{"license": {"id": "Apache-2.0"}}]
     digests = {each["name"]: each["hashes"][0]["content"] for each in found["components"]}
     assert digests["model.safetensors"] == verifying.sha256(folder / "model.safetensors") and len(digests) == 4
     bill = sbom.bill("1", "2026-01-01T00:00:00+00:00", "x", [], [], [("vllm:v1", "0" * 64)])
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(json.dumps(bill)) is None
     assert bill["components"][0]["hashes"][0]["content"] == "0" * 64
+
+
+MIT, BSD, APACHE = (f"Classifier: License :: OSI Approved :: {name} License\n" for name in ("MIT", "BSD", "Apache Software"))
+
+
+@pytest.mark.parametrize(
+    "fields, licences",
+    [
+        ("License-Expression: mit\n", [{"license": {"id": "MIT"}}]),
+        ("License-Expression: Apache-2.0 or BSD-2-Clause\n" + BSD, [{"expression": "Apache-2.0 OR BSD-2-Clause"}]),
+        ("License-Expression: LicenseRef-Own\n", [{"expression": "LicenseRef-Own"}]),
+        ("License: BSD-3-Clause\n" + BSD, [{"license": {"id": "BSD-3-Clause"}}]),
+        (MIT, [{"license": {"id": "MIT"}}]),
+        (BSD, [{"license": {"name": "BSD License"}}]),
+        ("License: MIT\n" + APACHE + BSD, [{"license": {"name": "Apache Software License AND BSD License"}}]),
+        ("License: Copyright (c) 2026\n", [{"license": {"name": "Copyright (c) 2026"}}]),
+        ("", None),
+    ],
+)
+def test_a_licence_is_an_spdx_id_where_the_metadata_say_which(fields: str, licences: Any):
+    told = sbom.described(f"Metadata-Version: 2.1\nName: a\nVersion: 1\n{fields}")
+    assert sbom.component(told).get("licenses") == licences
+    bill = sbom.bill("1", "2026-01-01T00:00:00+00:00", "x", [told], [], [])
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(json.dumps(bill)) is None
 
 
 def test_it_installs_without_our_packages_and_without_a_network(made: Path, tmp_path: Path):

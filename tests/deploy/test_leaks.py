@@ -59,10 +59,10 @@ IN_NAMESPACE = """
 import json, os, subprocess, sys
 from deploy.offline import inside, resolver
 inside.loopback_up()
-with resolver.listening(["10.99.0.1", "127.0.0.53"]) as asked:
+with resolver.listening(["10.99.0.1", "127.0.0.53", "fd00:99::1"]) as asked:
     packet = bytes.fromhex("beef01000001000000000000") + b"\\x07updates\\x07example\\x03com\\x00" + bytes.fromhex("00010001")
-    for server in ("10.99.0.1", "127.0.0.53"):
-        code = f"import socket; l = socket.socket(2, 2); l.settimeout(20); l.sendto({packet!r}, ({server!r}, 53)); print(l.recv(512).hex())"
+    for server, family in (("10.99.0.1", 2), ("127.0.0.53", 2), ("fd00:99::1", 10)):
+        code = f"import socket; l = socket.socket({family}, 2); l.settimeout(20); l.sendto({packet!r}, ({server!r}, 53)); print(l.recv(512).hex())"
         said = subprocess.run([sys.executable, "-c", code, "sender"], capture_output=True, text=True).stdout.strip()
         print(json.dumps(said))
 print(json.dumps(asked))
@@ -74,9 +74,9 @@ def test_the_resolver_hears_every_program_and_names_it():
     done = subprocess.run(
         [*running.NAMESPACE, sys.executable, "-c", IN_NAMESPACE], cwd=ROOT, capture_output=True, text=True, timeout=90
     )
-    first, second, asked, unrouted = map(json.loads, done.stdout.splitlines())
-    assert first == second and first.startswith("beef8183"), "there is no such name"
-    assert [name for name, _ in asked] == ["updates.example.com"] * 2
+    first, second, sixth, asked, unrouted = map(json.loads, done.stdout.splitlines())
+    assert first == second == sixth and first.startswith("beef8183"), "there is no such name"
+    assert [name for name, _ in asked] == ["updates.example.com"] * 3
     assert all("import socket; l = " in program for _, program in asked), asked
     assert unrouted == 0, "the name server's address is on this side"
 
@@ -90,7 +90,8 @@ def test_what_is_no_question_is_none(packet: bytes):
 @pytest.mark.parametrize(
     "text, found",
     [("nameserver 10.0.0.2\nnameserver 127.0.0.53 # x\n", ["10.0.0.2", "127.0.0.53"]), ("", ["127.0.0.1"]),
-     ("search corp\n#nameserver 9.9.9.9\nnameserver fd00::1\n", [])],
+     ("search corp\n#nameserver 9.9.9.9\nnameserver fd00::1\nnameserver fe80::1%eth0\n", ["fd00::1"]),
+     ("nameserver fe80::1%eth0\n", [])],
 )  # fmt: skip
 def test_the_name_servers_of_resolv_conf(text: str, found: list[str]):
     assert resolver.servers(text) == found

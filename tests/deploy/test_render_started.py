@@ -176,11 +176,11 @@ def pod(spec: dict[str, Any], data: Path, secrets: Mapping[str, str], moved: dic
             environment[variable["name"]] = secrets[variable["valueFrom"]["secretKeyRef"]["key"]]
         else:
             environment[variable["name"]] = re.sub(r"\$\((\w+)\)", lambda found: environment[found[1]], variable["value"])
-    probe = container["startupProbe"]
     ports = {each["name"]: each["containerPort"] for each in container["ports"]}
-    health = probe["exec"]["command"] if "exec" in probe else None
+    health = container["startupProbe"].get("exec", {}).get("command")
     if health is None:
-        health = f"http://127.0.0.1:{ports[probe['httpGet']['port']]}{probe['httpGet']['path']}"
+        asked = container["readinessProbe"]["httpGet"]
+        health = f"http://127.0.0.1:{ports[asked['port']]}{asked['path']}"
     return step(container["name"], [*container["command"], *container.get("args", [])], environment, health, moved)
 
 

@@ -23,8 +23,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from deploy.render import files, reading
+from deploy.render import files, kubernetes, reading
 from deploy.render.targets import rendered
+from gpu_server import __main__ as gpu_server
+from gpu_server.service import Limits
 from tests.deploy.test_render import VARIANTS, made
 from tests.deploy.test_render_metrics import Fake
 from tests.deploy.tools import ran, tool
@@ -179,13 +181,13 @@ def test_the_rules_fire(folders: dict[str, Path], tmp_path: Path) -> None:
 
 
 def test_kubernetes_schemas_take_every_resource(folders: dict[str, Path]) -> None:
-    """Of the newest and an older version; custom resources of operators have no schema here."""
+    """Of the newest version and the oldest that is said to do; custom resources of operators have no schema here."""
     seen = set()
     for path in of(folders, "cluster/*.yaml"):
         if path.name == "kustomization.yaml":
             continue
         for document in yaml.safe_load_all(path.read_text()):
-            for version in ("1.29", "1.37"):
+            for version in (kubernetes.OLDEST, "1.37"):
                 kubernetes_validate.validate(document, version, strict=True)
             seen.add(document["kind"])
     wanted = {"Namespace", "Deployment", "Service", "PersistentVolumeClaim", "PodDisruptionBudget", "HorizontalPodAutoscaler"}
@@ -273,6 +275,72 @@ def test_pods_are_restricted_and_probed(folders: dict[str, Path]) -> None:
         assert mounted == {each["name"] for each in pod["volumes"]}
     scaled = {each["metadata"]["name"]: each["spec"] for each in resources("HorizontalPodAutoscaler")}
     assert scaled["gpu-server"]["minReplicas"] == 2 and scaled["gpu-server"]["maxReplicas"] == 3
+
+
+def test_disks_budgets_and_ends_fit_the_replicas(folders: dict[str, Path]) -> None:
+    """What one pod alone has: a disk of one node and no budget, which could only block a drain. What several have: the opposite,
+    and a moment in which nobody asks the one that ends any more."""
+    several = {"llm", "gpu-server"}
+    budgets = {each["metadata"]["name"]: each["spec"] for each in resources("PodDisruptionBudget")}
+    assert budgets.keys() == several
+    assert all(each["maxUnavailable"] == 1 and each["unhealthyPodEvictionPolicy"] == "AlwaysAllow" for each in budgets.values())
+    modes = {each["metadata"]["name"]: each["spec"]["accessModes"] for each in resources("PersistentVolumeClaim")}
+    shared = {f"{name}-models": ["ReadWriteMany"] for name in several}
+    assert modes == {**shared, "api-data": ["ReadWriteOnce"], "dashboard-data": ["ReadWriteOnce"]}
+    lone = reading.parse(VARIANTS["kubernetes"].replace("max_replicas = 2\n", ""), "x.toml")
+    (claim,) = [each for each in kubernetes._workload(lone, lone.role("llm")) if each["kind"] == "PersistentVolumeClaim"]
+    assert claim["spec"]["accessModes"] == ["ReadWriteOnce"]
+    for deployment in resources("Deployment"):
+        spec, name = deployment["spec"], deployment["metadata"]["name"]
+        (container,) = spec["template"]["spec"]["containers"]
+        start = container["startupProbe"]
+        assert spec["progressDeadlineSeconds"] > start["periodSeconds"] * start["failureThreshold"], "a slow start is no failure"
+        assert ("lifecycle" in container) == (name in several)
+        ours = Limits().timeout_seconds + gpu_server.END_SECONDS * 2 + kubernetes.LEAVE_SECONDS
+        assert name != "gpu-server" or spec["template"]["spec"]["terminationGracePeriodSeconds"] > ours
+
+
+def test_an_app_neither_restarts_nor_hides_because_a_store_is_away(folders: dict[str, Path]) -> None:
+    """/api/health is 503 then: as a start or life probe it would end the pod, as readiness take the dashboard off the network."""
+    for deployment in resources("Deployment"):
+        (container,) = deployment["spec"]["template"]["spec"]["containers"]
+        if container["name"] in ("api", "dashboard"):
+            assert all(container[each]["tcpSocket"] == {"port": "http"} for each in ("startupProbe", "livenessProbe"))
+            ready = {"dashboard": "/_stcore/health", "api": "/api/health"}[container["name"]]
+            assert container["readinessProbe"]["httpGet"]["path"] == ready
+
+
+def test_models_go_to_the_nodes_they_were_planned_for() -> None:
+    for deployment in resources("Deployment"):
+        pod = deployment["spec"]["template"]["spec"]
+        on_gpu = "nvidia.com/gpu" in pod["containers"][0]["resources"]["limits"]
+        assert pod.get("nodeSelector") == ({"nvidia.com/gpu.product": "NVIDIA-L4"} if on_gpu else None)
+        assert ("tolerations" in pod) == on_gpu
+    text = re.sub(r"^node_labels.*$", 'runtime_class = "nvidia"', VARIANTS["kubernetes"], flags=re.MULTILINE)
+    open_to_all = reading.parse(text, "x.toml")
+    assert any("node_labels" in each for each in open_to_all.warnings())
+    assert (
+        kubernetes._deployment(open_to_all, open_to_all.role("llm"))["spec"]["template"]["spec"]["runtimeClassName"] == "nvidia"
+    )
+
+
+def test_what_is_missing_in_the_cluster_is_said_by_apply(tmp_path: Path) -> None:
+    """A fake kubectl, for a cluster with our secret and neither certificates nor custom metrics."""
+    for path, file in made("kubernetes").items():
+        if path == "cluster/apply.sh":
+            (tmp_path / "apply.sh").write_text(file.text)
+    fake = tmp_path / "bin" / "kubectl"
+    fake.parent.mkdir()
+    fake.write_text('#!/bin/sh\ncase "$*" in *-tls|*custom.metrics*) exit 1;; esac\n')
+    fake.chmod(0o755)
+    said = ran("sh", tmp_path / "apply.sh", env={"PATH": f"{fake.parent}:{os.environ['PATH']}"})
+    assert said.returncode == 0, said.stdout
+    for name in ("api", "dashboard"):
+        assert (
+            f"create secret tls {name}-tls --cert=/etc/ssl/ragdeck/fullchain.pem --key=/etc/ssl/ragdeck/privkey.pem"
+            in said.stdout
+        )
+    assert "nothing serves custom metrics" in said.stdout
 
 
 # ------------------------------------------------------------------------------------------------------------------ nginx

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -174,6 +175,7 @@ ls -A {folder} >&2
     [
         ("size=64k", "/there", "bytes are needed at"),
         ("size=1m,ro", "/there", "cannot be written"),
+        ("size=1m,noexec", "/there", "is mounted noexec"),
         ("size=1m", "", "is a mount point"),
     ],
 )
@@ -186,6 +188,17 @@ def test_places_that_cannot_take_it(two: tuple[Path, Path], tmp_path: Path, opti
     error, *rest = done.stderr.splitlines()
     assert error.startswith("error: ") and said in error and str(folder) in error, done.stderr
     assert rest[0].startswith("       ") and rest[1:] == ["exit code 1"], "a next step, a code, and nothing left there"
+
+
+def test_who_may_enter_after_a_strict_umask_is_said(two: tuple[Path, Path], tmp_path: Path):
+    assert not any("umask" in note for note in install(two[0], tmp_path / "open"))
+    before = os.umask(0o077)
+    try:
+        notes = install(two[0], tmp_path / "there")
+    finally:
+        os.umask(before)
+    assert [note for note in notes if "umask" in note and f"chown -R USER {tmp_path / 'there'}" in note]
+    assert stat.S_IMODE((tmp_path / "there").stat().st_mode) == 0o700, "as the umask wants it"
 
 
 def test_a_disk_that_runs_full_while_it_is_written_is_left_as_it_was(two: tuple[Path, Path], tmp_path: Path):
@@ -223,6 +236,25 @@ def test_an_older_python_is_told_which_one_it_takes(two: tuple[Path, Path]):
     import ast
 
     ast.parse((two[0] / "install.py").read_text(), feature_version=(3, 6))
+
+
+def test_a_python_without_venv_is_refused_before_anything_is_unpacked(tmp_path: Path):
+    """A fake of Debian's python3-minimal: a Python that has no `venv`, and says so as it does."""
+    fake = tmp_path / "python3"
+    refuse = "-m) echo 'python3: No module named venv' >&2; exit 1;;"
+    fake.write_text(f'#!/bin/sh\ncase $1 in {refuse} *) exec {sys.executable} "$@";; esac\n')
+    fake.chmod(0o755)
+    here = f"manylinux_2_17_{os.uname().machine}"
+    manifest = {
+        "python": "{}.{}".format(*sys.version_info),
+        "platform": here,
+        "total_bytes": 1,
+        "contents": {"wheels": {"count": 1}},
+    }
+    with pytest.raises(InstallError, match=f"{fake} can make no venv: .*venv") as refused:
+        verifying.check_machine(manifest, str(fake), tmp_path / "there")
+    assert "python3-venv" in refused.value.next_step
+    verifying.check_machine({**manifest, "contents": {}}, str(fake), tmp_path / "there")
 
 
 def test_swapped_and_renamed_parts_are_recognised(tmp_path: Path):

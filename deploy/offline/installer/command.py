@@ -93,6 +93,9 @@ def _fill(
         say("installing the wheels")
         make_venv(new, to, python, contents["wheels"]["requirements"])
         shutil.rmtree(new / "wheels")
+    if new.stat().st_mode & 0o055 != 0o055:
+        given = f"chown -R USER {shlex.quote(str(to))}"
+        note(f"not everybody can enter it (umask): start it as the user who installed it, or give it to another one: {given}")
     for name, reason in load_images(new, say):
         note(f"{name} was not loaded: {reason}; later: docker load --input {shlex.quote(str(to / 'images' / name))}")
     write_settings(new, to, contents, python)

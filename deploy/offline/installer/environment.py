@@ -39,12 +39,13 @@ def make_venv(folder: Path, final: Path, python: str, requirements: str) -> None
     pip = next(iter(sorted(wheels.glob("pip-*.whl"))), None)
     if pip is None:
         raise InstallError("the bundle holds no wheel of pip", "Make the bundle again.")
-    _run([python, "-m", "venv", "--without-pip", str(venv)], "the venv could not be made", VENV_SECONDS)
+    _run([python, "-m", "venv", "--without-pip", str(venv)], f"the venv could not be made in {folder}", VENV_SECONDS)
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("PIP_", "PYTHON"))}
+    clean["TMPDIR"] = str(wheels)  # /tmp may be small, or full: this goes with the wheels
     install = [str(venv / "bin" / "python"), str(pip / "pip"), "install", "--isolated", "--no-index", "--no-cache-dir"]
     install += ["--disable-pip-version-check", "--quiet", "--find-links", str(wheels)]
     install += ["-r", str(folder / "app" / requirements), "pip"]
-    _run(install, "the wheels could not be installed", PIP_SECONDS, {**clean, "PIP_CONFIG_FILE": os.devnull})
+    _run(install, f"the wheels could not be installed in {folder}", PIP_SECONDS, {**clean, "PIP_CONFIG_FILE": os.devnull})
     _move(venv, str(folder).encode(), str(final).encode())
 
 

@@ -6,13 +6,13 @@ import errno
 import subprocess
 import tarfile
 
-# What the disk and the system say, and what helps; EACCES comes from a mount with `noexec` too.
+# What the disk and the system say, and what helps.
 STEPS = {
     errno.ENOSPC: "The disk is full: make room there, or choose another place with --to. What was there before is unchanged.",
     errno.EDQUOT: "The quota is used up: make room there, or choose another place with --to.",
     errno.EFBIG: "The file is larger than its file system, or a limit (ulimit -f), allows: choose another place with --to.",
     errno.EROFS: "It is mounted read-only: choose another place with --to, or mount it for writing.",
-    errno.EACCES: "Run it as a user who may write and run programs there (no mount with noexec), or choose another --to.",
+    errno.EACCES: "Run it as a user who may write and run programs there, or choose another --to.",
     errno.EPERM: "The file system may have no links and modes (FAT, exFAT), or the user no right: choose another --to.",
     errno.EIO: "The disk cannot be read or written: look at its log (dmesg), and copy the bundle to another one.",
     errno.EBUSY: "Something holds it: is a disk mounted there? Choose a folder below it with --to.",

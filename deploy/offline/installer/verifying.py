@@ -142,6 +142,8 @@ def check_machine(manifest: dict[str, Any], python: str, to: Path) -> None:
             f"Name one with --python /path/to/python{manifest['python']}, or make the bundle for the one that is here.",
         )
     wanted = str(manifest["platform"])
+    if manifest["contents"].get("wheels"):
+        _check_venv(python)
     if sys.platform != "linux" or not wanted.endswith(platform.machine()):
         here = f"{sys.platform} {platform.machine()}"
         raise InstallError(f"the bundle is for {wanted}, and this is {here}", "Make a bundle for this machine.")
@@ -175,6 +177,18 @@ def check_place(to: Path) -> None:
     if not os.access(above, os.W_OK | os.X_OK):
         step = f"{to.name}.new and {to.name}.previous are made there too: run it as a user who may, or choose another --to."
         raise InstallError(f"{above} cannot be written", step)
+    if os.statvfs(above).f_flag & os.ST_NOEXEC:
+        step = "Mount it without noexec, or choose a place on another disk with --to: programs and libraries are run from there."
+        raise InstallError(f"{above} is on a disk that is mounted noexec", step)
+
+
+def _check_venv(python: str) -> None:
+    """Debian and Ubuntu have Pythons without `venv`; `ensurepip` is not needed. Raises InstallError."""
+    done = subprocess.run([python, "-m", "venv", "--help"], capture_output=True, text=True, timeout=60)
+    if done.returncode:
+        step = "Install Python's whole standard library (Debian, Ubuntu: python3-venv), or name another Python with --python."
+        said = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+        raise InstallError(f"{python} can make no venv: {said}", step)
 
 
 def python_version(python: str) -> str:
