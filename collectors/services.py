@@ -50,6 +50,7 @@ DEFAULT_PORTS = {"http": 80, "https": 443, "redis": 6379, "rediss": 6379, "postg
 MILVUS_PORT = 19530
 SECRET_NAMES = re.compile(r"key|token|pass|secret|sig|auth|credential", re.IGNORECASE)
 SECRET_CHARS = 4  # a shorter "secret" hides nothing, and masking every "1" would make messages unreadable
+PART_CHARS = 8  # so much of a secret in a row is masked too
 SAID_CHARS = 300
 
 NEXT_STEPS: Mapping[Failure, str] = {
@@ -182,11 +183,23 @@ class Service:
 
     def said(self, text: object) -> str:
         """Text that came from outside, fit for a message: secrets masked, one line, cut short. Not escaped for HTML."""
-        shown = str(text)
-        for secret in self.secrets():
-            shown = shown.replace(secret, "***")
+        shown = _masked(str(text), self.secrets())
         shown = " ".join("".join(char if char.isprintable() else " " for char in shown).split())
         return shown if len(shown) <= SAID_CHARS else shown[: SAID_CHARS - 1] + "…"
+
+
+def _masked(text: str, secrets: tuple[str, ...]) -> str:
+    """Every secret as `***`, and every PART_CHARS or more of one in a row: some servers quote a key in part, to be discreet."""
+    parts = {secret[at : at + PART_CHARS] for secret in secrets for at in range(max(1, len(secret) - PART_CHARS + 1))}
+    if not parts:
+        return text
+    shown: list[str] = []
+    end = 0
+    for found in re.finditer(f"(?=({'|'.join(map(re.escape, sorted(parts, key=len, reverse=True)))}))", text):
+        if found.start() > end or not shown:
+            shown += [text[end : found.start()], "***"]
+        end = max(end, found.end(1))
+    return "".join([*shown, text[end:]])
 
 
 class ServiceError(Exception):

@@ -36,16 +36,19 @@ def settled(page: Page) -> None:
 
 @dataclass
 class Watched:
-    """A page with what happened on it: dialogs, requests to other hosts, navigations elsewhere, refusals by the content policy."""
+    """A page with what happened on it: dialogs, requests to other hosts, navigations elsewhere, refusals by the content policy.
+    `frames` is what its WebSocket brought since the last visit began."""
 
     page: Page
     origin: str
     dialogs: list[str] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
+    frames: list[bytes] = field(default_factory=list)
 
     def visit(self, path: str) -> str:
         """Open it; returns the text that is shown in its main part."""
+        self.frames.clear()
         self.page.goto(self.origin + path)
         settled(self.page)
         self.unfold()
@@ -99,7 +102,11 @@ def watched(context: BrowserContext, origin: str) -> Iterator[Watched]:
         opened.dismiss()
 
     page.on("request", lambda asked: request(asked.url))
-    page.on("websocket", lambda opened: request(opened.url))
+
+    def keep(payload: str | bytes) -> None:
+        seen.frames.append(payload if isinstance(payload, bytes) else payload.encode())
+
+    page.on("websocket", lambda opened: (request(opened.url), opened.on("framereceived", keep)))
     page.on("dialog", dialog)
     page.on("popup", lambda other: seen.foreign.append(f"popup {other.url}"))
     page.on(

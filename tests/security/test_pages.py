@@ -1,4 +1,8 @@
-"""Every page in real Chromium with hostile texts in everything that it shows: they stand there as text, and nothing else happens."""
+"""Every page in real Chromium with hostile texts in everything that it shows: they stand there as text, and nothing else happens.
+
+And every secret is planted: what a page holds, what its WebSocket brought and the files that it offers are searched for them at
+the same visit, since loading a page is what takes the time here.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,19 @@ import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext
 
+from tests.security.canaries import Search
 from tests.security.hostile_data import EVALUATED, EXPERIMENTS, SPANS
 from tests.security.looking import shows, signed_in, watched
 from tests.security.payloads import FAMILIES, NAME, PAYLOAD, series
-from tests.security.world import EXPERIMENT, ROOT, World, eventually
+from tests.security.world import ROOT, SECRETS, World, eventually
 
+SEARCH = Search(SECRETS)
 PAGES = ["ask", "queries", "latency", "compare", "experiments", "evaluation", "cache", "knowledge", "overview", "alerts"]
 PAGES += ["machines", "machine", "services", "models", "capacity", "query", "readiness", "access"]
 TELLING = {"ask", "queries", "experiments", "evaluation", "cache", "overview", "alerts", "machines", "services"}
@@ -29,12 +36,11 @@ def test_every_page_of_the_frame_is_looked_at() -> None:
 
 
 @pytest.fixture(scope="module")
-def context(world: World, browser: Browser) -> Iterator[BrowserContext]:
+def context(used: World, browser: Browser) -> Iterator[BrowserContext]:
     # without a rerank nothing is degraded (nor with a short question), so the cache keeps it, once no document is being written any more
-    eventually(lambda: world.ask(f"the boiler {NAME}", rerank=False)["stages"][0].get("hit"), lambda: "the cache keeps nothing")
-    world.ask_refused(500)
-    world.sends_spans()
-    opened = signed_in(browser, world.url, world.token)
+    eventually(lambda: used.ask(f"the boiler {NAME}", rerank=False)["stages"][0].get("hit"), lambda: "the cache keeps nothing")
+    used.sends_spans()
+    opened = signed_in(browser, used.url, used.token)
     yield opened
     opened.close()
 
@@ -43,33 +49,72 @@ def path_of(name: str) -> str:
     return "/" if name == "ask" else f"/{name}"
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_a_page_shows_hostile_texts_as_texts(world: World, context: BrowserContext, name: str) -> None:
-    with watched(context, world.url) as seen:
-        text = seen.visit(path_of(name))
-        assert seen.harm() == []
-        assert seen.beyond() == [0, 0]
-        assert seen.page.get_by_test_id("stException").count() == 0
-    assert shows(text) or name not in TELLING, "the page is to show the planted text, or this test shows nothing"
+class Looked(NamedTuple):
+    """The text of a page's main part, the addresses that it links to, and the names of the files that it offers."""
+
+    text: str
+    links: tuple[str, ...]
+    files: tuple[str, ...]
 
 
-def test_details_show_hostile_texts_as_texts(world: World, context: BrowserContext) -> None:
-    rows = world.call("GET", "/api/v1/queries").json()["queries"]
-    newest, oldest = rows[0]["id"], rows[-1]["id"]
-    paths = [f"/query?id={newest}", f"/query?id={oldest}", f"/compare?a={newest}&b={oldest}", f"/experiments?id={EXPERIMENT}"]
-    paths += [f"/machine?name={quote(world.machine)}", *(f"/services?name={quote(name)}" for name in (world.service, "models"))]
-    for path in paths:
-        text = looked_at(world, context, path)
-        assert shows(text), path
-
-
-def looked_at(world: World, context: BrowserContext, path: str) -> str:
+def looked_at(world: World, context: BrowserContext, path: str) -> Looked:
     with watched(context, world.url) as seen:
         text = seen.visit(path)
+        links = [link.get_attribute("href") or "" for link in seen.page.get_by_test_id("stMain").locator("a[href]").all()]
+        files = seen.downloads()
         assert seen.harm() == [], path
         assert seen.beyond() == [0, 0], path
         assert seen.page.get_by_test_id("stException").count() == 0, path
-        return text
+        assert seen.frames, path
+        given = {path: b"\n".join([seen.page.content().encode(), *seen.frames]), **dict(files)}
+    assert {place: found for place, data in given.items() if (found := SEARCH.found(data))} == {}
+    return Looked(text, tuple(links), tuple(name for name, _ in files))
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_shows_hostile_texts_as_texts_and_no_secret(world: World, context: BrowserContext, name: str) -> None:
+    text = looked_at(world, context, path_of(name)).text
+    assert shows(text) or name not in TELLING, "the page is to show the planted text, or this test shows nothing"
+
+
+def test_details_show_hostile_texts_as_texts_and_no_secret(world: World, context: BrowserContext) -> None:
+    rows = world.call("GET", "/api/v1/queries?limit=1000").json()["queries"]
+    failed, oldest = next(row["id"] for row in rows if row["outcome"] == "failed"), rows[-1]["id"]
+    paths = [f"/query?id={failed}", f"/query?id={oldest}", f"/compare?a={failed}&b={oldest}"]
+    paths += [f"/services?name={quote(name)}" for name in (world.service, "models")]
+    files = []
+    for path in paths:
+        looked = looked_at(world, context, path)
+        assert shows(looked.text), path
+        files += looked.files
+    assert {Path(name).suffix for name in files} >= {".json", ".csv", ".html", ".md"}, files
+
+
+VIEWS = {
+    "/knowledge": ("view=ingestion", "view=inspect&text=boiler", "view=inspect&question=boiler", "view=store"),
+    "/cache": ("view=Misses", "view=Tester", "view=Calibration"),
+    "/experiments": ("kind=replay", "kind=components"),
+    "/evaluation": ("new=upload",),
+}
+
+
+@pytest.mark.parametrize("page", VIEWS)
+def test_views_show_hostile_texts_as_texts_and_no_secret(world: World, context: BrowserContext, page: str) -> None:
+    """What a page shows only when it is asked for: names of files that were read, passages, what an export would hold."""
+    seen = {view: looked_at(world, context, f"{page}?{view}") for view in VIEWS[page]}
+    if page == "/knowledge":
+        near, runs = seen["view=inspect&text=boiler"], seen["view=ingestion"].links
+        assert shows(near.text) and shows(seen["view=inspect&question=boiler"].text)
+        document = next(link for link in near.links if "document=" in link)
+        assert shows(looked_at(world, context, document).text)
+        assert any(shows(looked_at(world, context, f"{page}{link}").text) for link in runs if "job=" in link), (
+            "files of an ingestion"
+        )
+    if page == "/cache":
+        export = looked_at(world, context, f"{page}?view=Export&export=All+answers")
+        assert shows(export.text) and export.files
+        entry = next(link for link in looked_at(world, context, page).links if "entry=" in link)
+        assert shows(looked_at(world, context, entry).text)
 
 
 @pytest.mark.parametrize("number", range(len(SPANS)))
@@ -77,9 +122,10 @@ def test_spans_of_others_are_shown_as_text(world: World, context: BrowserContext
     """Their names, services, attributes, events, errors: everything at once, with control characters, and without end."""
     ids = world.of_others()
     assert len(ids) == len(SPANS)
-    text = looked_at(world, context, f"/query?id={ids[number]}")
+    text = looked_at(world, context, f"/query?id={ids[number]}").text
     assert shows(text) or "WWWW" in text
-    looked_at(world, context, f"/compare?a={ids[number]}&b={ids[number - 1]}")
+    if number:
+        looked_at(world, context, f"/compare?a={ids[number]}&b={ids[number - 1]}")
 
 
 @pytest.mark.parametrize("key", EXPERIMENTS)
@@ -92,7 +138,7 @@ def test_question_sets_and_their_runs_are_shown_as_text(world: World, context: B
 
     known = Evaluations(world.data).sets.list()[0].id
     for path in (f"/evaluation?set={known}", f"/evaluation?run={EVALUATED}"):
-        assert shows(looked_at(world, context, path)), path
+        assert shows(looked_at(world, context, path).text), path
 
 
 def parameters() -> list[str]:
@@ -131,8 +177,7 @@ def parameters_do_nothing(world: World, context: BrowserContext, texts: list[str
 
 def test_the_machines_own_names_are_shown(world: World, context: BrowserContext) -> None:
     """GPU, container and process of the machine over SSH have hostile names; without them the pages above show less than they say."""
-    with watched(context, world.url) as seen:
-        text = seen.visit(f"/machine?name={quote(world.machine)}")
+    text = looked_at(world, context, f"/machine?name={quote(world.machine)}").text
     assert text.count("data-planted") >= 3, "its own name, its GPU's and its container's"
 
 

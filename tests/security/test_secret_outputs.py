@@ -33,7 +33,8 @@ from tests.security.canaries import Search, canary
 from tests.security.planted import ADDRESSES, DECLARED, IN_ENVIRONMENT, NAMES, plant, with_secret
 from tests.security.world import KEY_VARIABLE, ROOT, World
 
-SEARCH = Search(NAMES)
+OUTWARD = ("HF_ENDPOINT", "OPENAI_BASE_URL")  # variables that only libraries read: `offline-check` tells where they lead
+SEARCH = Search((*NAMES, *OUTWARD))
 ALL_VERBS = ("--json", "--verbose")
 
 
@@ -51,6 +52,7 @@ class Place:
         """`python -m WORDS` in the repository, with these settings. Every variable of ours but theirs is left out."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAGDECK_", "STREAMLIT_", "OTEL_"))}
         environment = {**kept, "HF_HUB_OFFLINE": "1", KEY_VARIABLE: canary(IN_ENVIRONMENT)}
+        environment |= {name: f"http://user:{canary(name)}@leads.example.com:9/v1?key={canary(name)}" for name in OUTWARD}
         environment |= {"RAGDECK_DATA": str(data or self.data), "RAGDECK_CONFIG": str(config or self.near)}
         done = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, env=environment, capture_output=True, timeout=150)
         return Done(done.returncode, done.stdout, done.stderr)
@@ -129,6 +131,8 @@ FAR = {
     "ingest": ("rag", "ingest", "README.md", *ALL_VERBS),
     "sweep": ("collectors", "sweep", "--timeout", "5", *ALL_VERBS),
     "plan": ("deploy", "rollback", "reranker", "--dry-run", "--json"),
+    "offline check": ("deploy", "offline-check", "--no-run"),
+    "offline check in JSON": ("deploy", "offline-check", "--no-run", "--json"),
 }
 
 
@@ -156,7 +160,10 @@ def test_a_way_back_takes_no_password(place: Place) -> None:
 
 @pytest.mark.parametrize("name", FAR)
 def test_what_a_command_prints_where_everything_refuses(place: Place, name: str) -> None:
-    place.run(*FAR[name], config=place.far).holds_none()
+    done = place.run(*FAR[name], config=place.far)
+    done.holds_none()
+    if name.startswith("offline"):
+        assert all(variable.encode() in done.out for variable in OUTWARD), "they are told"
 
 
 def test_a_comparison_by_command(place: Place) -> None:

@@ -1,4 +1,7 @@
-"""Secrets planted in every setting that takes one, then everything that the dashboard gives out or keeps is searched for them."""
+"""Secrets planted in every setting that takes one, then everything that the dashboard gives out or keeps is searched for them.
+
+Pages, their WebSockets and downloads are searched where they are looked at: test_pages.py.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +12,16 @@ import json
 import time
 import zlib
 from pathlib import Path
-from urllib.parse import quote
 
 import psutil
 import pytest
-from playwright.sync_api import Browser
 
 from tests.collectors.sshd import eventually as comes
 from tests.security.canaries import Search, canary
-from tests.security.looking import signed_in, watched
 from tests.security.payloads import PAYLOAD
 from tests.security.planted import ADDRESSES, DECLARED, IN_ENTRIES, IN_ENVIRONMENT, NAMES, with_secret
 from tests.security.test_matrix import ours
-from tests.security.test_pages import PAGES, path_of
-from tests.security.world import EXPERIMENT, KEY_VARIABLE, SECRETS, STATUSES, World
+from tests.security.world import KEY_VARIABLE, SECRETS, STATUSES, World
 
 SEARCH = Search(SECRETS)
 KEYS = {KEY_VARIABLE: canary(IN_ENVIRONMENT)}
@@ -54,22 +53,6 @@ def test_the_search_finds_a_secret_in_files_and_rows(tmp_path: Path) -> None:
 
 
 # the product
-
-
-@pytest.fixture(scope="module")
-def used(world: World) -> World:
-    """After everything that could make it tell: questions, refusals of every kind, failed documents, alerts, spans sent."""
-    for status in STATUSES:
-        answer = world.ask_refused(status)
-        assert answer["outcome"] == "failed"
-    world.call("POST", "/api/v1/ask", json={"query": "x", "wrong": canary("unused")[:5]})
-    world.call("POST", "/api/v1/ask", content=b"{", headers={"content-type": "application/json"})
-    world.call("GET", "/api/v1/queries", token="wrong")
-    assert comes(lambda: bool(world.remote.asked("/otlp")), 30), "spans are to be sent"
-    assert comes(lambda: any("/ocr/" in path for path, _, _ in world.remote.requests), 30), "a scan is to be read"
-    assert comes(lambda: any("/speech/" in path for path, _, _ in world.remote.requests), 30), "a recording is to be read"
-    assert comes(lambda: bool(world.remote.asked("/locked/" + canary("alerts.notify"))), 60), "an alert is to be sent"
-    return world
 
 
 def test_every_secret_setting_is_planted(world: World) -> None:
@@ -144,35 +127,6 @@ def _descendants(pid: int) -> set[int]:
 def test_prompts_and_alerts_hold_none(used: World) -> None:
     bodies = [body for path, _, body in used.remote.requests if not path.startswith("/otlp")]
     assert [found for body in bodies if (found := SEARCH.found(body))] == []
-
-
-def test_pages_and_their_websockets_and_downloads_hold_none(used: World, browser: Browser) -> None:
-    """Every page of the frame and one of each thing, what came over their WebSocket, and every file that they offer."""
-    context = signed_in(browser, used.url, used.token)
-    rows = used.call("GET", "/api/v1/queries").json()["queries"]
-    failed = next(row["id"] for row in rows if row["outcome"] == "failed")
-    paths = [*(path_of(name) for name in PAGES), f"/query?id={failed}", f"/compare?a={failed}&b={rows[-1]['id']}"]
-    paths += [f"/experiments?id={EXPERIMENT}", f"/machine?name={quote(used.machine)}", f"/services?name={quote(used.service)}"]
-    found: dict[str, set[str]] = {}
-    files: list[str] = []
-    with watched(context, used.url) as seen:
-        frames: list[bytes] = []
-
-        def keep(payload: str | bytes) -> None:
-            frames.append(payload if isinstance(payload, bytes) else payload.encode())
-
-        seen.page.on("websocket", lambda socket: socket.on("framereceived", keep))
-        for path in paths:
-            frames.clear()
-            seen.visit(path)
-            for name, data in seen.downloads():
-                found[f"{path} {name}"] = SEARCH.found(data)
-                files.append(name)
-            assert frames
-            found[path] = SEARCH.found(b"\n".join([seen.page.content().encode(), *frames]))
-    context.close()
-    assert {path: names for path, names in found.items() if names} == {}
-    assert {Path(name).suffix for name in files} >= {".json", ".csv", ".html", ".md"}, files
 
 
 def test_files_and_logs_hold_none(used: World) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from copy import deepcopy
+from functools import cache
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -17,14 +19,25 @@ from tests.security.world import ROOT
 WANTED = list(sbom.requirements(ROOT / "requirements.txt"))
 
 
+@cache
+def here() -> dict[str, str]:
+    """What is installed of what we want, read once: it takes seconds."""
+    return sbom.installed(WANTED)
+
+
+@cache
+def _bill() -> dict:
+    return sbom.document(here(), "0")
+
+
 def bill() -> dict:
-    return sbom.document(sbom.installed(WANTED), "0")
+    return deepcopy(_bill())
 
 
 def test_the_bill_is_valid_deterministic_and_whole() -> None:
     text = json.dumps(bill(), indent=2)
     assert sbom.problems(text) is None
-    assert text == json.dumps(bill(), indent=2)
+    assert text == json.dumps(sbom.document(sbom.installed(WANTED), "0"), indent=2)
     named = {(part["name"], part["version"]) for part in bill()["components"]}
     for requirement in WANTED:
         name = requirement.name.lower().replace("_", "-")
@@ -41,9 +54,8 @@ def test_the_schema_refuses_what_is_no_bill() -> None:
 
 
 def test_the_bill_changes_with_a_version() -> None:
-    packages = sbom.installed(WANTED)
-    fewer = dict(list(packages.items())[1:])
-    assert sbom.document(packages, "0")["serialNumber"] != sbom.document(fewer, "0")["serialNumber"]
+    fewer = dict(list(here().items())[1:])
+    assert bill()["serialNumber"] != sbom.document(fewer, "0")["serialNumber"]
 
 
 def test_a_missing_package_is_said(tmp_path: Path) -> None:
@@ -62,7 +74,7 @@ def test_a_requirement_without_one_version_is_a_finding(tmp_path: Path, text: st
 
 def test_another_version_than_pinned_is_a_finding(tmp_path: Path) -> None:
     (tmp_path / "r.txt").write_text("httpx==0.0.1\n")
-    assert any("not ==0.0.1" in finding.text for finding in audit.versions(tmp_path / "r.txt", sbom.installed(WANTED)))
+    assert any("not ==0.0.1" in finding.text for finding in audit.versions(tmp_path / "r.txt", here()))
 
 
 @pytest.mark.parametrize("name", ["requirements.txt", "requirements-remote.txt"])
@@ -84,7 +96,7 @@ def fake_tool(folder: Path, answers: dict[str, list[str]]) -> tuple[str, ...]:
 
 
 def test_advisories_are_findings_and_silence_is_no_success(tmp_path: Path) -> None:
-    packages = sbom.installed(WANTED)
+    packages = here()
     found = audit.advisories(packages, fake_tool(tmp_path, {"jinja2": ["OLD-1"], "httpx": ["NEW-1"]})).findings
     assert found is not None and ("httpx", f"{packages['httpx'].version} has NEW-1: no version fixes it yet") in found
     silent = audit.advisories(packages, fake_tool(tmp_path, {}))
@@ -95,7 +107,7 @@ def test_advisories_are_findings_and_silence_is_no_success(tmp_path: Path) -> No
 
 def test_a_service_that_does_not_answer_costs_seconds_and_not_the_build(tmp_path: Path) -> None:
     hanging = (sys.executable, "-c", "import time; time.sleep(60)")
-    known = audit.advisories(sbom.installed(WANTED), hanging, probe_seconds=0.5)
+    known = audit.advisories(here(), hanging, probe_seconds=0.5)
     assert known.findings is None and "did not answer within" in known.reason
 
 

@@ -38,7 +38,6 @@ START_SECONDS = 150.0  # models load for a minute on a machine that has much els
 QUESTION = f"What does the boiler manual say? {PAYLOAD}"
 KEY_VARIABLE = "PLANTED_KEY"  # an entry names it, and it holds the secret IN_ENVIRONMENT
 STATUSES = (400, 401, 403, 404, 413, 418, 422, 429, 500, 503)  # that the language model's server refuses with
-EXPERIMENT = hostile_data.FAILED
 # Addresses that are not set here: they would take models, store or sign-in elsewhere. test_secret_outputs.py plants them too.
 ELSEWHERE = frozenset(
     {"access.oidc.metadata_url", "access.oidc.redirect_uri", "embeddings.base_url", "gpu_server.url", "milvus.uri"}
