@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
+from collections.abc import Iterator
 
 from starlette.types import Message, Send
 
@@ -16,7 +17,7 @@ REMEMBERED = 20_000
 PROTOCOLS = "sec-websocket-protocol"
 _FILE = re.compile(rb"/media/([\w-]+)")
 _SESSION = re.compile(rb"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
-_FILE_PATH = re.compile(r"/media/([^/.]+)")
+_FILE_PATH = re.compile(r"(?:/(?!(?:static|component|app)/)[^/]*)*/media/([^/.]+)")  # not Streamlit's own fonts in /static/media/
 
 
 class Handed:
@@ -41,8 +42,8 @@ class Handed:
             nonlocal named
             data = message.get("bytes") or b""
             if b"/media/" in data:
-                for found in _FILE.findall(data):
-                    self.note(key, found.decode())
+                for name in _files(data):
+                    self.note(key, name)
             if not named:  # the first message that names anything names the session
                 names = _SESSION.findall(data)
                 named = bool(names)
@@ -54,10 +55,20 @@ class Handed:
 
     def is_for(self, key: str, path: str) -> bool:
         """Whether this path is none of a page's files, or one that was told to this identity."""
-        found = _FILE_PATH.search(path)
+        found = _FILE_PATH.match(path)
         return found is None or (key, found[1]) in self._known
 
     def resumed(self, key: str, protocols: str) -> str:
         """What a browser says at the handshake (protocol, token against forgery, session), without a session of others."""
         entries = protocols.split(",")
         return protocols if len(entries) < 3 or (key, entries[2].strip()) in self._known else ",".join(entries[:2])
+
+
+def _files(data: bytes) -> Iterator[str]:
+    """Files that a protobuf message names. One without an ending runs into the next field; the byte before states its length."""
+    for found in _FILE.finditer(data):
+        name = found[1].decode()
+        yield name
+        stated = data[found.start() - 1] - len("/media/") if found.start() else 0
+        if 0 < stated < len(name):
+            yield name[:stated]

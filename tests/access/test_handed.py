@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from starlette.types import Message
+from streamlit.proto.DownloadButton_pb2 import DownloadButton
 
 from access.handed import Handed
 
@@ -37,6 +38,23 @@ def test_files_are_for_whoever_was_told_them() -> None:
         assert handed.is_for("anna", path) and not handed.is_for("bo", path)
     assert not handed.is_for("anna", f"/media/{OTHER}.csv") and not handed.is_for("anna", "/media/nothing")
     assert handed.is_for("bo", "/") and handed.is_for("bo", "/media") and handed.is_for("bo", "/static/js/x.js")
+
+
+def test_a_file_without_an_ending_is_told_too() -> None:
+    """In a real message of Streamlit's, where the bytes of the next field follow its address."""
+    for help_text in ("", "b2", "Bytes", "0"):
+        handed = Handed()
+        button = DownloadButton(id="plan", url=f"/media/{FILE[:32]}", help=help_text, disabled=True, type="secondary")
+        told(handed, "anna", button.SerializeToString())
+        assert handed.is_for("anna", f"/media/{FILE[:32]}") and not handed.is_for("bo", f"/media/{FILE[:32]}")
+
+
+def test_the_fonts_and_components_of_pages_are_for_everybody() -> None:
+    handed = Handed()
+    for path in ("/static/media/MaterialSymbols-Rounded.nEdyypZU.woff2", "/base/static/media/x.woff2", "/component/a/media/b.js"):
+        assert handed.is_for("bo", path), path
+    for path in (f"//media/{FILE}", f"/a/b/media/{FILE}", f"/statics/media/{FILE}"):
+        assert not handed.is_for("bo", path), path
 
 
 def test_a_session_is_resumed_by_whoever_was_told_its_name() -> None:

@@ -200,7 +200,10 @@ def _settings(folder: Path, remote: HostileServer, redis: RedisServer, sshd: Ssh
         "speech": {"base_url": _with_user(f"{remote.url}/locked/speech", "speech.base_url")},
         "redis": {"url": f"redis://:{canary('redis.url')}@127.0.0.1:{redis.port}/0"},
         "traces": {"otlp_endpoint": _with_user(f"{remote.url}/otlp", "traces.otlp_endpoint")},
-        "alerts": {"notify": [f"json://user:{canary('alerts.notify')}@127.0.0.1:{remote.port}/locked/{canary('alerts.notify')}"]},
+        "alerts": {
+            "notify": [f"json://user:{canary('alerts.notify')}@127.0.0.1:{remote.port}/locked/{canary('alerts.notify')}"],
+            "rules": {"service-failing": {"window_seconds": 0}},  # the locked service's alert comes at once, not after minutes
+        },
         "machines": [
             {
                 "name": machine,
