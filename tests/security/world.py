@@ -23,6 +23,7 @@ import httpx
 import tomli_w
 from PIL import Image, ImageDraw
 
+from tests.collectors.machine_fakes import with_path
 from tests.collectors.sshd import Sshd, keygen
 from tests.llm.server import free_port
 from tests.redis_server import RedisServer
@@ -122,7 +123,7 @@ def started(folder: Path) -> Iterator[World]:
         redis.kill()
         redis.start("--requirepass", canary("redis.url"))
         stack.callback(redis.kill)
-        sshd = Sshd(folder / "sshd", extra=f"SetEnv PATH={_programs(folder / 'programs')}:/usr/bin:/bin")
+        sshd = Sshd(folder / "sshd", force=with_path(_programs(folder / "programs")))
         stack.callback(sshd.stop)
         stack.enter_context(_process_with_a_name())
         machine, service = f"machine {PAYLOAD}", f"service {PAYLOAD}"
