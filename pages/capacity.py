@@ -217,12 +217,15 @@ def changed(asked: request.Request) -> None:
     try:
         with st.container(border=True, gap="small"):
             sent = capacity_form.form(asked, [str(each) for each in catalogue.folders_in(folders)])
-        if sent is None or sent == asked:
-            return
-        plan(sent, capacity_form.known_models(sent, folders))
+        if sent is not None and sent != asked:
+            take(sent)
     except RagError as error:
         problem(error)
-        return
+
+
+def take(sent: request.Request) -> None:
+    """Into the URL, once it can be planned. Raises RagError."""
+    plan(sent, capacity_form.known_models(sent, folders))
     capacity_form.show(sent)
     st.rerun()
 
@@ -232,14 +235,10 @@ def bring(asked: request.Request) -> None:
     with st.expander("A model that is not in the table: bring its config.json", key="bring"):
         try:
             sent = capacity_bring.bring(asked, viewer.may(runtime, "operate"))
-            if sent is None:
-                return
-            plan(sent, capacity_form.known_models(sent, folders))
+            if sent is not None:
+                take(sent)
         except RagError as error:
             problem(error)
-            return
-    capacity_form.show(sent)
-    st.rerun()
 
 
 st.title("Capacity")

@@ -17,7 +17,7 @@ from access.scopes import ALL, Identity, Scope
 from collectors.audit import AuditLog
 from rag.errors import RagError
 from rag.evaluation.evaluations import Evaluations
-from settings import reference
+from tests.fresh_runtime import only_settings_of
 
 # What pages never call, and whoever may not operate never could: closed on purpose, by being in no table
 CLOSED = {
@@ -77,15 +77,8 @@ WHOLE = {
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[runtime.Runtime]:
     folder = tmp_path_factory.mktemp("closed")
-    (folder / "empty.toml").write_text("[ingest]\nsample_corpus = false\n[models]\npreload = false\n[traces]\nreceive = true\n")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [row.variable for row in reference() if row.variable] + ["MILVUS_HOST", "OPENAI_API_KEY"]:
-            patch.delenv(name, raising=False)
-        patch.setenv("RAGDECK_DATA", str(folder / "data"))
-        patch.setenv("RAGDECK_CONFIG", str(folder / "empty.toml"))
-        runtime.shut_down()
+    with only_settings_of(folder, "[ingest]\nsample_corpus = false\n[models]\npreload = false\n[traces]\nreceive = true\n"):
         yield runtime.get()
-        runtime.shut_down()
 
 
 def public(thing: Any) -> list[str]:
