@@ -65,7 +65,7 @@ def _files(may_send: bool) -> list[tuple[str, bytes]]:
         max_upload_size=1,
         help=_FILES_HELP if may_send else _MAY_NOT,
     )
-    pasted = st.text_area("or its text", key="bring-text", max_chars=MOST_BYTES, height=120, placeholder='{"model_type": …')
+    pasted = st.text_area("or its text", key="bring-text", height=120, placeholder='{"model_type": …')
     found = [(each.name, each.getvalue()) for each in sent or ()]
     return [*found, ("pasted.json", pasted.encode())] if pasted.strip() else found
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 import streamlit as st
 
 from jobs import Job
+from rag.errors import RagError
 from rag.inspect import duplicates, neighbours
 from rag.inspect.duplicates import MOST_PASSAGES, Duplicates
 from rag.inspect.neighbours import NEAR_DUPLICATE, Neighbour, Neighbours
@@ -57,9 +58,7 @@ def show_neighbours(place: Place) -> None:
     passage_id = st.query_params.get("passage")
     with st.form("inspect-near", border=True):
         with st.container(key="inspect-typed"):
-            typed = st.text_area(
-                "Text", text or "", height=110, max_chars=MOST_TEXT, placeholder="Type or paste a text, in any language"
-            )
+            typed = st.text_area("Text", text or "", height=110, placeholder="Type or paste a text, in any language")
         as_kind = st.radio(
             "Embed it as",
             ("passage", "query"),
@@ -99,7 +98,11 @@ def show_neighbours(place: Place) -> None:
 
 
 def _ask(text: str, kind: str, near: float) -> None:
-    """What was typed goes into the URL; a text too long for one stays in the session."""
+    """What was typed goes into the URL; a text too long for one stays in the session. Raises RagError for one that is longer than
+    any passage."""
+    if len(text) > MOST_TEXT:
+        said = f"the text has {len(text):,} characters; at most {MOST_TEXT:,} are taken"
+        raise RagError(said, kind="bad_input", next_step="Shorten it.")
     fits = len(text) <= MOST_URL_TEXT
     st.session_state["inspect-long-text"] = None if fits else text
     passage = None if text.strip() else st.query_params.get("passage")  # only the cosine was changed

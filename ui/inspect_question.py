@@ -62,13 +62,11 @@ def show(place: Place) -> None:
 
 
 def _form(place: Place, question: str, options: Options, base: Options) -> None:
+    """Raises RagError for a question that is too long; it stays in its field."""
     has_model = place.runtime.chat is not None
     with st.form("inspect-question", border=True):
-        most = place.runtime.settings.query.max_question_chars
         with st.container(key="inspect-typed"):
-            typed = st.text_area(
-                "Question", question, height=80, max_chars=most, placeholder="Ask about your documents, in any language"
-            )
+            typed = st.text_area("Question", question, height=80, placeholder="Ask about your documents, in any language")
         with st.container(horizontal=True, vertical_alignment="bottom"):
             candidates = st.number_input("Candidates", 1, 1000, options.candidates, 10, width=150)
             keep = st.number_input("Passages kept", 1, 100, options.keep, 1, width=150)
@@ -83,6 +81,8 @@ def _form(place: Place, question: str, options: Options, base: Options) -> None:
             )
         if st.form_submit_button("Follow it", type="primary"):
             chosen = replace(base, candidates=int(candidates), keep=int(keep), rerank=rerank, hyde="on" if hyde else "off")
+            if typed.strip():
+                checked(chosen, typed, place.runtime.settings.query.max_question_chars)  # before it gets into the URL
             st.session_state.pop("inspect-run", None)
             go(
                 **{

@@ -46,7 +46,7 @@ def _verdict(marks: Marks, answer: Answer, mark: Mark, key: str) -> None:
             args=(marks, answer, None if chosen else verdict),
         )
     with row.popover("Note" if not mark.note else "Note (1)", disabled=not kept, type="tertiary"):
-        text = st.text_area("Note", mark.note, key=f"mark-note{key}", max_chars=NOTE_CHARS, height=96)
+        text = st.text_area(f"Note, at most {NOTE_CHARS:,} characters", mark.note, key=f"mark-note{key}", height=96)
         if st.button("Keep the note", key=f"mark-keep-note{key}"):
             marks.say(answer, mark.verdict, text or "")
             st.rerun()

@@ -172,7 +172,7 @@ def test_a_model_is_brought_by_its_config_and_goes_into_the_link_and_the_file(ap
      (json.dumps({"model_type": "mamba"}), "Known are"), (json.dumps({**CONFIG, "vocab_size": None}), "it has no vocab_size"),
      (json.dumps({**CONFIG, "hidden_size": "x"}), "hidden_size is"),
      (json.dumps({**CONFIG, "quantization_config": {"quant_method": "magic"}}), "is not known"),
-     (json.dumps({**CONFIG, "model_type": EVIL}), "is not known")],
+     (json.dumps({**CONFIG, "model_type": EVIL}), "is not known"), (" " * 600_000 + "{}", "pasted.json has 600,002 bytes")],
 )  # fmt: skip
 def test_a_config_that_cannot_be_is_refused_with_the_missing_field(app: AppTest, text: str, words: str) -> None:
     opened(app, preset="l4")

@@ -148,6 +148,16 @@ def test_a_mark_is_taken_back_by_pressing_again(rt: runtime.Runtime, evaluations
     assert evaluations.marks.get(query_id) is None
 
 
+def test_a_note_that_is_too_long_is_told_and_stays(rt: runtime.Runtime, evaluations: Evaluations) -> None:
+    marking = AppTest.from_string(MARKING, default_timeout=60)
+    marking.query_params["id"] = asked(rt, "Why is the note about a tunnel so long?")
+    marking.run()
+    marking.text_area(key="mark-note-test").set_value("long " * 500)
+    marking.button(key="mark-keep-note-test").click().run()
+    assert not marking.exception and "a note has at most 2,000 characters" in html(marking)
+    assert marking.text_area(key="mark-note-test").value == "long " * 500
+
+
 def test_passages_are_judged_one_by_one(rt: runtime.Runtime, evaluations: Evaluations) -> None:
     query_id = asked(rt, "Why does the first query take so long?")
     marking = AppTest.from_string(MARKING, default_timeout=60)

@@ -136,6 +136,15 @@ def test_a_text_is_asked_for_through_the_form_and_kept_in_the_url(rt: runtime.Ru
     assert not app.exception and "text" not in app.query_params and "copy-one.md" in html(app)
 
 
+@pytest.mark.parametrize("subject", ["near", "question"])
+def test_a_paste_that_is_too_long_is_told_and_stays(rt: runtime.Runtime, subject: str) -> None:
+    app = opened(subject=subject)
+    app.text_area[0].set_value("yeast " * 4000)
+    app.button[0].click().run()
+    assert not app.exception and "has 24,000 characters; at most 20,000 are taken" in html(app)
+    assert app.text_area[0].value == "yeast " * 4000 and not {"text", "question"} & set(app.query_params)
+
+
 def test_a_stored_passage_has_neighbours_without_itself(rt: runtime.Runtime) -> None:
     shown = html(opened(passage="copy-one-0"))
     assert "Neighbours of this passage" in shown and "the same text" in shown and "copy-two.md" in shown
