@@ -11,6 +11,9 @@ from typing import Any
 
 import streamlit as st
 from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import RedirectResponse
+from starlette.routing import Route
 from streamlit import config
 
 import runtime
@@ -112,7 +115,13 @@ def _say(problem: RagError) -> None:
     print(f"{problem.message}\n{problem.next_step}", file=sys.stderr, flush=True)
 
 
+def _to_ask(request: Request) -> RedirectResponse:
+    """The first page has no path of its own; who types its name gets there, with what else the address says."""
+    return RedirectResponse(request.url.replace(scheme="", netloc="", path="/"), status_code=308)
+
+
 ROUTES = [
+    Route("/ask", _to_ask),
     *api.routes(runtime.started),
     *access_api.routes(runtime.started),
     *receiving.routes(runtime.started),

@@ -76,6 +76,7 @@ def _operation(
     responses: dict[str, Any] = {"200": _answer(answer)}
     if events:
         responses["200"]["content"]["text/event-stream"] = {"schema": TEXT}
+        responses["200"]["headers"] = {"X-RagDeck-Job": {"description": "The job that `/?job=` follows.", "schema": TEXT}}
     # a query that failed is an Answer with its error; what could not be asked at all is an Error
     kinds = ["Error", "Answer"] if body else ["Health"] if answer == "Health" else ["Error"]
     responses |= {str(status): _answer(*kinds) for status in errors}

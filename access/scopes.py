@@ -73,6 +73,7 @@ RULES: tuple[Rule, ...] = (
     Rule("GET", "/api/v1/audit", "operate"),
     Rule("GET", "/api/v1/whoami", "read"),
     Rule("GET", "/api/v1/openapi.json", "read"),
+    Rule("GET", "/ask", "read"),
     Rule("GET", "/metrics", "read"),
     Rule("PUT", "/_stcore/upload_file/{rest}", "operate"),
     Rule("DELETE", "/_stcore/upload_file/{rest}", "operate"),

@@ -26,7 +26,7 @@ from rag.trace_store import TraceStore
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = "/usr/bin/chromium"
-PATIENCE = 60.0
+PATIENCE = 120.0
 TOKEN = "correct-horse"
 SETTINGS = "[ingest]\nsample_corpus = false\n"
 ANSWERING = (
@@ -60,6 +60,7 @@ class App:
         line = socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
         uri = f"ws://{host or f'127.0.0.1:{self.port}'}/_stcore/stream"
         given: dict[str, Any] = {"origin": origin, "additional_headers": headers, "subprotocols": ["streamlit"], "proxy": None}
+        given["open_timeout"] = PATIENCE
         try:
             with connect(uri, sock=line, **given):
                 return 101
@@ -134,6 +135,7 @@ def browser_page() -> Iterator[Callable[[], Page]]:
 
         def make() -> Page:
             page = browser.new_context().new_page()
+            page.set_default_timeout(PATIENCE * 1000)
             page.add_init_script("addEventListener('securitypolicyviolation', e => console.error('VIOLATION ' + e.blockedURI))")
             return page
 
@@ -161,6 +163,11 @@ def address_of_this_machine() -> str | None:
             return None
         own = str(probe.getsockname()[0])
     return None if own.startswith("127.") else own
+
+
+def test_the_first_page_is_found_by_its_name_too(opened: App) -> None:
+    answer = opened.call("GET", "/ask?q=why%20slow%3F&x=//other.example")
+    assert (answer.status_code, answer.headers["location"]) == (308, "/?q=why%20slow%3F&x=//other.example")
 
 
 @pytest.mark.parametrize("path", [*ANSWERING, "/_stcore/health", "/api/health", "/signin"])
@@ -310,7 +317,7 @@ def test_wrong_settings_let_this_machine_alone_in_until_they_are_right(tmp_path:
         assert app.call("GET", "/", headers={"host": "192.168.1.7"}).status_code == 421
         own = address_of_this_machine()
         if own is not None:
-            by_address = httpx.get(f"http://{own}:{app.port}/", headers={"host": "localhost"}, verify=False)
+            by_address = httpx.get(f"http://{own}:{app.port}/", headers={"host": "localhost"}, timeout=PATIENCE, verify=False)
             assert by_address.status_code == 403
         app.config.write_text(SETTINGS)
         assert app.call("GET", "/").status_code == 401
