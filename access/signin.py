@@ -43,7 +43,12 @@ def page(following: str, problem: str | None, *, token: bool, oidc: bool) -> str
 def _whole(title: str, body: str) -> str:
     return f"""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>RAG Deck · {title}</title><link rel="icon" href="data:,"><style>
-:root{{color-scheme:light dark}}body{{font:16px system-ui,sans-serif;max-width:22rem;margin:18vh auto;padding:0 1rem}}
-input,button,.way{{font:inherit;width:100%;padding:.6rem;margin:.3rem 0;box-sizing:border-box}}[role=alert]{{color:#c2410c}}
-.way{{display:block;border:1px solid;border-radius:.3rem;text-align:center;text-decoration:none}}
+:root{{color-scheme:light dark;--line:light-dark(#c3c9d1,#4a535e);--accent:light-dark(#2f5577,#93bbe0)}}
+body{{font:15px/1.5 system-ui,sans-serif;max-width:22rem;margin:18vh auto;padding:0 1rem;
+background:light-dark(#fff,#14171b);color:light-dark(#1c2127,#e6e9ed)}}h1{{font-size:1.6rem;font-weight:600}}
+input,button,.way{{font:inherit;width:100%;padding:.6rem;margin:.3rem 0;box-sizing:border-box;border:1px solid var(--line);
+border-radius:6px;background:none;color:inherit}}
+button{{background:light-dark(#2f5577,#4c7aa4);border-color:transparent;color:#fff;cursor:pointer}}
+.way{{display:block;color:var(--accent);text-align:center;text-decoration:none}}
+[role=alert]{{color:light-dark(#b42318,#f0837a)}}:focus-visible{{outline:2px solid var(--accent);outline-offset:2px}}
 </style><h1>RAG Deck</h1>{body}</html>"""
