@@ -5,8 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
+# The same examples in every run and on every machine, however slow it is at the moment: what passed once passes again.
+hypothesis.settings.register_profile(
+    "same everywhere",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("same everywhere")
 pytest_plugins = ["tests.llm.fixtures"]
 
 

@@ -143,8 +143,7 @@ def test_wrong_settings_are_told_with_key_and_line(tmp_path: Path):
     config.write_text("[reranker]\ntop_kk = 5\n", encoding="utf-8")
     done = rag(tmp_path / "data", "ask", "x", RAGDECK_CONFIG=str(config))
     assert done.returncode == 2
-    assert "top_kk" in done.stderr
-    assert "2" in done.stderr
+    assert "dashboard.toml, line 2: reranker.top_kk" in done.stderr
 
 
 def free_port() -> int:
@@ -162,15 +161,15 @@ def served(own: Path):
     yield url, server
     if server.poll() is None:
         server.send_signal(signal.SIGTERM)
-        server.wait(30)
+        server.wait(90)
 
 
-def wait_healthy(url: str, server: subprocess.Popen[bytes], seconds: float = 90) -> None:
+def wait_healthy(url: str, server: subprocess.Popen[bytes], seconds: float = 240) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         assert server.poll() is None, "the server ended"
         try:
-            with urllib.request.urlopen(f"{url}/api/health", timeout=2) as response:
+            with urllib.request.urlopen(f"{url}/api/health", timeout=20) as response:
                 if response.status == 200:
                     return
         except OSError:
@@ -199,24 +198,24 @@ def test_kill_during_queries_loses_nothing_that_was_answered(own: Path):
     ids = []
     for _ in range(5):
         request = urllib.request.Request(f"{url}/api/v1/ask", body, {"content-type": "application/json"})
-        with urllib.request.urlopen(request, timeout=30) as response:
+        with urllib.request.urlopen(request, timeout=90) as response:
             ids.append(json.load(response)["id"])
-    end = time.monotonic() + 20
-    while time.monotonic() < end:  # stored in batches: wait until the list shows the last one, then pull the plug
-        with urllib.request.urlopen(f"{url}/api/v1/queries", timeout=10) as response:
-            if ids[-1] in {row["id"] for row in json.load(response)["queries"]}:
-                break
+    end, stored = time.monotonic() + 60, set[str]()
+    while ids[-1] not in stored:  # stored in batches: wait until the list shows the last one, then pull the plug
+        assert time.monotonic() < end
+        with urllib.request.urlopen(f"{url}/api/v1/queries", timeout=60) as response:
+            stored = {row["id"] for row in json.load(response)["queries"]}
     server.kill()
     server.wait(20)
     second = subprocess.Popen([sys.executable, "-m", "rag", "serve", "--port", str(port)], cwd=ROOT, env=env(own / "data"))
     try:
         wait_healthy(url, second)
         for key in ids:
-            with urllib.request.urlopen(f"{url}/api/v1/queries/{key}", timeout=10) as response:
+            with urllib.request.urlopen(f"{url}/api/v1/queries/{key}", timeout=60) as response:
                 assert "318" in json.load(response)["answer"]
     finally:
         second.send_signal(signal.SIGTERM)
-        assert second.wait(30) == 0
+        assert second.wait(90) == 0
 
 
 def test_kill_during_ingestion_then_again_finishes_the_work(tmp_path: Path):

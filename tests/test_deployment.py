@@ -21,7 +21,7 @@ from settings import SettingsError, load
 from tests.collectors.machine_fakes import FakeProgram
 from tests.collectors.service_fakes import fake_service
 
-PATIENCE = 30.0
+PATIENCE = 90.0
 FOREVER = "http://127.0.0.1:9/nothing"
 
 
@@ -62,7 +62,7 @@ def test_services_of_the_settings_are_probed_and_their_failure_is_an_alert(make:
     runtime = make(f'[[services]]\nname = "reranker"\nkind = "rerank"\nurl = "{FOREVER}"\nliveness_every_seconds = 1\n')
     runtime.deployment.start()
     assert runtime.sweep.wait_for(lambda _: any(alert.rule == "reranker-down" for alert in runtime.alerts.active()), PATIENCE)
-    alert = runtime.alerts.active()[0]
+    alert = next(alert for alert in runtime.alerts.active() if alert.rule == "reranker-down")  # a busy machine may have others
     assert (alert.source, alert.level) == ("reranker", "critical") and "RERANKER_ENABLED" in alert.next_step
 
 

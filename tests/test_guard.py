@@ -40,6 +40,7 @@ TOKEN = "correct horse"
 BEARER = {"authorization": f"Bearer {TOKEN}"}
 JSON = {"content-type": "application/json"}
 PORTAL = "https://portal.example"
+LONG: Any = {"proxy": None, "open_timeout": 20}
 
 
 # 1) the app behind the guard, and its server
@@ -98,7 +99,7 @@ class Served:
         line = socket.create_connection(("127.0.0.1", self.port), timeout=20)
         uri = f"ws://{host or f'127.0.0.1:{self.port}'}/_stcore/stream"
         try:
-            with connect(uri, sock=line, origin=origin, additional_headers=headers, proxy=None) as client:  # type: ignore[arg-type]
+            with connect(uri, sock=line, origin=origin, additional_headers=headers, **LONG) as client:  # type: ignore[arg-type]
                 client.send("hello")
                 return str(client.recv(timeout=20))
         except websockets.exceptions.InvalidStatus as refused:
@@ -208,10 +209,11 @@ def test_over_ipv6() -> None:
     try:
         with serve(Policy("::1", token=TOKEN), "::1") as served:
             url = f"http://[::1]:{served.port}"
-            assert httpx.get(url, headers=BEARER).status_code == 200
+            assert httpx.get(url, headers=BEARER, timeout=20).status_code == 200
             own = {**BEARER, **JSON, "origin": url}
-            assert httpx.post(f"{url}/api/v1/ask", headers=own, content=b"{}").status_code == 200
-            assert httpx.post(f"{url}/api/v1/ask", headers={**own, "origin": "http://[::1]:1"}, content=b"{}").status_code == 403
+            assert httpx.post(f"{url}/api/v1/ask", headers=own, content=b"{}", timeout=20).status_code == 200
+            foreign = {**own, "origin": "http://[::1]:1"}
+            assert httpx.post(f"{url}/api/v1/ask", headers=foreign, content=b"{}", timeout=20).status_code == 403
     except OSError:
         pytest.skip("no IPv6 loopback")
 

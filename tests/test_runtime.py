@@ -181,7 +181,7 @@ def test_an_equal_question_is_answered_from_the_cache_also_after_a_restart(tmp_p
         try:
             made.start()
             assert made.wait_warm(60)
-            assert made.status().sample_job is None or made.status().sample_job.wait(60)
+            assert made.status().sample_job is None or made.status().sample_job.wait(150)
             hits = []
             for _ in range(2):
                 job = made.submit_query(asked)

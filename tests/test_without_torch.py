@@ -52,7 +52,7 @@ from pathlib import Path
 
 made = runtime.get()
 made.start()
-assert made.wait_warm(60)
+assert made.wait_warm(120)
 job = made.submit_ingest([Path(sys.argv[1])])
 assert job.wait(60)
 asked = made.submit_query("Why is the first rerank slow?")
@@ -70,7 +70,7 @@ from streamlit.testing.v1 import AppTest
 
 config.set_option("client.showErrorDetails", "full")
 shown = {}
-app = AppTest.from_file("ui/frame.py", default_timeout=60).run()
+app = AppTest.from_file("ui/frame.py", default_timeout=120).run()
 for page in ("ask", "queries", "knowledge", "models"):
     app.switch_page(os.path.abspath(f"pages/{page}.py")).run()
     shown[page] = [str(problem.value) for problem in app.exception]
@@ -107,7 +107,7 @@ def run(code: str, tmp_path: Path, *arguments: str, **environment: str) -> dict[
         env={**clean, **settings, **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=170,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

@@ -158,7 +158,7 @@ def test_tokens_on_the_command_line(folder: Path, capsys: pytest.CaptureFixture[
         ("revoke token", "done"),
         ("create token (read, ask)", "done"),
     ]
-    assert made["token"].rpartition("_")[2] not in json.dumps(told)
+    assert made["token"].split("_", 2)[2] not in json.dumps(told)  # it may hold a "_" itself
 
 
 @pytest.mark.parametrize("given", [["token"], ["token", "create", "x"], ["token", "create", "x", "--scope", "root"], []])

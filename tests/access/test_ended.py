@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
@@ -24,6 +25,7 @@ from tests.test_app import CHROMIUM, PATIENCE, SETTINGS, App, start
 SETTLED = "[data-testid='stApp'][data-test-connection-state='CONNECTED'][data-test-script-state='notRunning']"
 PROXY_SECRET = "hunter2-proxy-secret"
 SETUP = '[access]\noperate = ["group:admins"]\nread = ["group:staff"]\n[access.proxy]\nheader = "X-User"\ngroups_header = "X-Groups"\n'
+SETUP += "[llm]\ntimeout_seconds = 280\n"  # the endless text lasts as long as any test
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +48,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
+        expect.set_options(timeout=PATIENCE * 1000)
         launched = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         yield launched
         launched.close()
@@ -128,6 +131,7 @@ def test_who_signs_out_in_one_tab_is_signed_out_in_the_other(app: App, browser: 
 def test_what_the_proxy_says_of_somebody_later_counts_for_their_open_page(app: App, browser: Browser) -> None:
     said = {"X-User": "cy", "X-RagDeck-Proxy-Secret": PROXY_SECRET}
     context = browser.new_context(extra_http_headers={**said, "X-Groups": "staff"})
+    context.set_default_timeout(PATIENCE * 1000)
     page = context.new_page()
     page.goto(f"{app.url}/capacity")
     page.wait_for_selector(SETTLED, timeout=PATIENCE * 1000)
@@ -169,10 +173,11 @@ class Line:
 def line(app: App, secret: str) -> Iterator[Line]:
     header = {"authorization": f"Bearer {secret}"}
     where = f"ws://127.0.0.1:{app.port}/_stcore/stream"
-    with connect(where, additional_headers=header, subprotocols=["streamlit"], proxy=None, max_size=None) as socket:  # type: ignore[list-item]
+    with connect(where, additional_headers=header, subprotocols=["streamlit"], **LONG) as socket:  # type: ignore[list-item]
         yield Line(socket)
 
 
+LONG: Any = {"proxy": None, "max_size": None, "open_timeout": PATIENCE}
 SAID = [
     BackMsg(rerun_script=ClientState(fragment_id="f" * 32)),
     BackMsg(clear_cache=True),

@@ -83,13 +83,13 @@ def test_a_body_is_counted_and_timed_and_what_follows_it_is_not() -> None:
             {"type": "http.request", "body": b"c"},
             {"type": "http.disconnect"},
         ]
-        waits = [0.0, 0.0, 0.2]
+        waits = [0.0, 0.0, 1.5]
 
         async def receive() -> Message:
             await asyncio.sleep(waits.pop(0))
             return messages.pop(0)
 
-        read = limited(receive, 3, 0.1)
+        read = limited(receive, 3, 1.0)
         assert [(await read())["type"] for _ in range(3)] == ["http.request", "http.request", "http.disconnect"]
 
         async def much() -> Message:
@@ -122,7 +122,7 @@ class HastyTools(HttpToolsProtocol):
 
 
 async def slow(request: Request) -> Response:
-    await asyncio.sleep(1.0)
+    await asyncio.sleep(4.0)
     return PlainTextResponse("late, and complete")
 
 
@@ -154,13 +154,11 @@ def serve(protocol: Any) -> Iterator[int]:
 
 @pytest.mark.parametrize("protocol", [Hasty11, HastyTools])
 def test_slow_heads_are_cut_off_and_slow_answers_are_not(protocol: Any) -> None:
-    hurry(protocol, 0.4)
+    hurry(protocol, 2.0)  # a loaded machine must have sent a whole head by then, and the answer takes longer
     with serve(protocol) as port:
-        lines = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(4)]
+        whole_head = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+        lines = [begun(port, sent) for sent in (b"", b"GET / HTTP/1.1\r\nHost: a\r\nX-Slow: ", whole_head, whole_head)]
         silent, dripping, asking, second = lines
-        dripping.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nX-Slow: ")
-        asking.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-        second.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
         assert silent.recv(100) == b"" and dripping.recv(100) == b""
         assert b"late, and complete" in whole(asking)
         assert b"late, and complete" in whole(second)
@@ -172,11 +170,17 @@ def test_slow_heads_are_cut_off_and_slow_answers_are_not(protocol: Any) -> None:
 
 @pytest.mark.parametrize("protocol", [Hasty11, HastyTools])
 def test_a_web_socket_lives_longer_than_a_head(protocol: Any) -> None:
-    hurry(protocol, 0.3)
-    with serve(protocol) as port, connect(f"ws://127.0.0.1:{port}/ws", proxy=None) as client:
-        time.sleep(0.8)
+    hurry(protocol, 2.0)
+    with serve(protocol) as port, connect(f"ws://127.0.0.1:{port}/ws", proxy=None, open_timeout=20) as client:
+        time.sleep(2.5)  # longer than a head may take
         client.send("still here")
         assert client.recv(timeout=20) == "still here"
+
+
+def begun(port: int, sent: bytes) -> socket.socket:
+    line = socket.create_connection(("127.0.0.1", port), timeout=20)
+    line.sendall(sent)
+    return line
 
 
 def whole(line: socket.socket) -> bytes:

@@ -78,12 +78,15 @@ class Line:
         self._reading: Any = None
 
     def get(self, path: str) -> tuple[int, bytes]:
-        """(status, body). The server closes the line over what is no request; the next one has another."""
-        if self._reading is None:
+        """(status, body). The server closes the line over what is no request, and when nobody used it for 5 s: the next one has
+        another."""
+        said = self._asked(path) if self._reading is not None else b""
+        if not said:
+            self.close()
             self._line = socket.create_connection(("127.0.0.1", self._port), timeout=PATIENCE)
             self._reading = self._line.makefile("rb")
-        self._line.sendall(f"GET {path} HTTP/1.1\r\n{self._head}\r\n".encode())
-        status = int(self._reading.readline().split()[1])
+            said = self._asked(path)
+        status = int(said.split()[1])
         headers: dict[bytes, bytes] = {}
         while (header := self._reading.readline().strip().lower()) != b"":
             name, _, value = header.partition(b":")
@@ -92,6 +95,14 @@ class Line:
         if headers.get(b"connection") == b"close":
             self.close()
         return status, body
+
+    def _asked(self, path: str) -> bytes:
+        """The first line of the answer; nothing where the line was closed before."""
+        try:
+            self._line.sendall(f"GET {path} HTTP/1.1\r\n{self._head}\r\n".encode())
+            return bytes(self._reading.readline())
+        except ConnectionError:
+            return b""
 
     def close(self) -> None:
         if self._reading is not None:
@@ -154,7 +165,9 @@ def opened(app: App, secret: str, session: str | None = None) -> Iterator[Socket
     protocols: list[Any] = ["streamlit", "PLACEHOLDER", *([session] if session else [])]
     header = {"authorization": f"Bearer {secret}"}
     where = f"ws://127.0.0.1:{app.port}/_stcore/stream"
-    with connect(where, additional_headers=header, subprotocols=protocols, proxy=None, max_size=None) as inner:
+    with connect(
+        where, additional_headers=header, subprotocols=protocols, proxy=None, max_size=None, open_timeout=PATIENCE
+    ) as inner:
         yield Socket(inner)
 
 

@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 ROOT = Path(__file__).parents[2]
+PATIENCE_SECONDS = 90.0  # a machine that has much else to do takes ten times as long
 FLAGS = [
     "--no-sandbox",
     "--disable-dev-shm-usage",
@@ -48,10 +49,10 @@ def running_app(data: Path, **environment: str) -> Iterator[str]:
         yield url
     finally:
         server.send_signal(signal.SIGTERM)
-        server.wait(40)
+        server.wait(PATIENCE_SECONDS)
 
 
-def wait_until(ready, server: subprocess.Popen[bytes], seconds: float = 90) -> None:
+def wait_until(ready, server: subprocess.Popen[bytes], seconds: float = 3 * PATIENCE_SECONDS) -> None:
     end = time.monotonic() + seconds
     while not ready():
         assert server.poll() is None, "the app ended"
@@ -61,7 +62,7 @@ def wait_until(ready, server: subprocess.Popen[bytes], seconds: float = 90) -> N
 
 def status(url: str) -> int:
     try:
-        with urllib.request.urlopen(url, timeout=2) as response:
+        with urllib.request.urlopen(url, timeout=20) as response:
             return int(response.status)
     except OSError as problem:
         return getattr(problem, "code", 0)
@@ -69,6 +70,7 @@ def status(url: str) -> int:
 
 @pytest.fixture(scope="module")  # not the session: while Playwright runs, no other test can run an event loop
 def browser() -> Iterator[Browser]:
+    expect.set_options(timeout=PATIENCE_SECONDS * 1000)
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
         yield launched
@@ -86,12 +88,14 @@ def app(tmp_path_factory) -> Iterator[str]:
 def page(browser: Browser) -> Iterator[Page]:
     context = browser.new_context(viewport={"width": 1440, "height": 900})
     opened = context.new_page()
-    opened.set_default_timeout(30_000)
+    opened.set_default_timeout(PATIENCE_SECONDS * 1000)
     yield opened
     context.close()
 
 
 def settled(page: Page) -> None:
     """Wait until the script has run and nothing is a skeleton any more."""
-    page.wait_for_selector("[data-testid='stApp'][data-test-connection-state='CONNECTED'][data-test-script-state='notRunning']")
-    page.wait_for_selector("[data-testid='stSkeleton']", state="detached")  # not wait_for_function: our CSP forbids its eval
+    ready = "[data-testid='stApp'][data-test-connection-state='CONNECTED'][data-test-script-state='notRunning']"
+    page.wait_for_selector(ready, timeout=PATIENCE_SECONDS * 1000)
+    # not wait_for_function: our CSP forbids its eval
+    page.wait_for_selector("[data-testid='stSkeleton']", state="detached", timeout=PATIENCE_SECONDS * 1000)

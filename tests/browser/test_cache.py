@@ -38,7 +38,7 @@ def test_a_question_asked_again_is_a_hit_whose_answer_can_be_curated_and_deleted
     page.get_by_role("button", name="Delete it").click()
     expect(main).to_contain_text("The answer is deleted.")
     expect(page.get_by_role("dialog")).to_have_count(0)
-    assert "entry=" not in page.url
+    page.wait_for_url(lambda url: "entry=" not in url)
     assert not page.get_by_test_id("stException").count()
 
 

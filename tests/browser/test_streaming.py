@@ -28,7 +28,7 @@ def send(page: Page, app: str, question: str) -> None:
 
 def test_the_language_model_answers_and_hyde_is_shown(page: Page, streaming_app: str):
     send(page, streaming_app, "Why is the first rerank slow?")
-    page.wait_for_url(re.compile(r"[?&]id=[0-9a-f]{32}"), timeout=90_000)
+    page.wait_for_url(re.compile(r"[?&]id=[0-9a-f]{32}"))
     settled(page)
     main = page.get_by_test_id("stMain")
     expect(main.get_by_text("Answered", exact=True)).to_be_visible()
@@ -40,11 +40,11 @@ def test_the_language_model_answers_and_hyde_is_shown(page: Page, streaming_app:
 
 def test_a_second_tab_sees_the_same_running_query_and_can_cancel_it(page: Page, streaming_app: str, browser):
     send(page, streaming_app, "say-long")
-    page.wait_for_url(re.compile(r"[?&](job|id)="), timeout=30_000)
+    page.wait_for_url(re.compile(r"[?&](job|id)="))
     other = browser.new_page()
     other.goto(page.url)
     settled(other)
     shown = other.get_by_test_id("stMain")
-    expect(shown).to_contain_text("say-long", timeout=30_000)
+    expect(shown).to_contain_text("say-long")
     assert not other.get_by_test_id("stException").count()
     other.close()

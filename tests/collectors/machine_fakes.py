@@ -102,8 +102,8 @@ class FakeReader:
     def _hang_or_raise(self, what: str, timeout: float) -> None:
         if what in self.hung and not self._freed.wait(timeout):
             raise TimedOut(f"{what} did not answer")
-        if what in self.errors:
-            raise self.errors[what]
+        if error := self.errors.get(what):  # one look: a test may take it away meanwhile
+            raise error
 
     def release(self) -> None:
         """Let all that hangs go on."""

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -50,7 +51,7 @@ def test_a_real_sweep_prints_json(tmp_path: Path) -> None:
     environ = {**os.environ, "RAGDECK_DATA": str(tmp_path / "data"), "RAGDECK_CONFIG": str(tmp_path / "dashboard.toml")}
     (tmp_path / "dashboard.toml").write_text("")
     command = [sys.executable, "-m", "collectors", "sweep", "--json"]
-    run = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60)
+    run = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=150)
     assert run.returncode == 0, run.stderr
     (local,) = json.loads(run.stdout)["machines"]
     assert local["state"] == "ok" and local["host"]["value"]["cpu"]["busy_ratio"] is not None
@@ -77,8 +78,11 @@ def test_a_sweep_shows_what_to_do_about_a_machine(configured: FakeSettings, caps
     assert "gpu-1" in said and "failing" in said and "connection refused" in said and "Does sshd run there" in said
 
 
-def test_watch_repeats(configured: FakeSettings, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["watch", "--json", "--every", "0.6", "--rounds", "2"]) == 0
+def test_watch_repeats(configured: FakeSettings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("collectors.__main__.time", SimpleNamespace(sleep=slept.append))
+    assert main(["watch", "--json", "--every", "60", "--rounds", "2"]) == 0  # the first is printed when all was read once
+    assert slept == [60.0]
     first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     assert second["at"] > first["at"] and second["machines"][0]["state"] == "ok"
 
@@ -90,7 +94,7 @@ def test_watch_ends_well_when_it_is_told_to(tmp_path: Path) -> None:
     assert process.stdout is not None
     process.stdout.readline()
     process.send_signal(signal.SIGTERM)
-    _, complaints = process.communicate(timeout=20)
+    _, complaints = process.communicate(timeout=60)
     assert process.returncode == 0 and complaints == ""
 
 
@@ -100,7 +104,7 @@ def test_the_connection_test_of_a_machine(configured: FakeSettings, tmp_path: Pa
         machine = machine_of(server)
         entry = {key: getattr(machine, key) for key in ("name", "address", "port", "user", "key", "known_hosts", "use_agent")}
         configured.machines = [LOCAL, entry]
-        assert main(["test", "gpu-1", "--json"]) == 0
+        assert main(["test", "gpu-1", "--json", "--timeout", "60"]) == 0
         steps = json.loads(capsys.readouterr().out)["steps"]
         assert [step["step"] for step in steps if step["ok"]] == [
             "name",
@@ -111,7 +115,7 @@ def test_the_connection_test_of_a_machine(configured: FakeSettings, tmp_path: Pa
             "command",
         ]
         entry["known_hosts"] = tmp_path / "none"
-        assert main(["test", "gpu-1"]) == 1
+        assert main(["test", "gpu-1", "--timeout", "60"]) == 1
         said = capsys.readouterr().out
         assert "host key        FAILED" in said and "SHA256:" in said and f">> {tmp_path / 'none'}" in said
     finally:
@@ -119,7 +123,7 @@ def test_the_connection_test_of_a_machine(configured: FakeSettings, tmp_path: Pa
 
 
 def test_this_machine_can_be_tested(configured: FakeSettings, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["test", "local"]) == 0
+    assert main(["test", "local", "--timeout", "60"]) == 0
     assert "local (this machine)" in capsys.readouterr().out
 
 

@@ -15,7 +15,7 @@ from collectors.errors import OutputTooLarge, TimedOut
 from collectors.local import LocalShell
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
+def eventually(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -45,7 +45,7 @@ def test_a_signal_is_a_status_as_in_the_shell() -> None:
 
 def test_time_limit_kills_the_whole_group(tmp_path: Path) -> None:
     with pytest.raises(TimedOut):
-        LocalShell().run(f"sleep 300 & echo $! >{tmp_path}/child; trap '' TERM; echo $$ >{tmp_path}/parent; sleep 300", 1.0)
+        LocalShell().run(f"sleep 300 & echo $! >{tmp_path}/child; trap '' TERM; echo $$ >{tmp_path}/parent; sleep 300", 3.0)
     pids = [int((tmp_path / name).read_text()) for name in ("child", "parent")]
     assert eventually(lambda: not any(map(alive, pids)))
 
@@ -60,7 +60,7 @@ def test_a_flood_is_cut_off() -> None:
     before = set(os.listdir("/proc/self/fd"))
     with pytest.raises(OutputTooLarge):
         LocalShell().run("while :; do echo yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy; done >&2", 60)
-    assert set(os.listdir("/proc/self/fd")) <= before
+    assert eventually(lambda: set(os.listdir("/proc/self/fd")) <= before)  # other threads have some for a moment
 
 
 def test_close_kills_what_runs() -> None:
@@ -68,7 +68,7 @@ def test_close_kills_what_runs() -> None:
     shell = LocalShell()
     with ThreadPoolExecutor(1) as threads:
         running = threads.submit(shell.run, "echo begun; sleep 1000", 900.0)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not running.done() and time.monotonic() < deadline:
             shell.close()
             time.sleep(0.01)

@@ -164,7 +164,7 @@ def test_processes_have_rates_between_the_samples_that_have_them() -> None:
     assert sum(process.cpu_ratio or 0.0 for process in found) > 0
     assert not host.wants_processes
     later = host.reading(sample())
-    assert later.processes == found and later.seconds is not None and later.seconds < 5
+    assert later.processes == found and later.seconds is not None and later.seconds < 60
     now[0] += PROCESS_SECONDS
     assert host.wants_processes
 

@@ -13,7 +13,7 @@ import pytest
 from collectors.alerts import Alert, Event
 from collectors.notify import MAX_WAITING, BadUrl, Notifier, message
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 class Receiver(ThreadingHTTPServer):
@@ -30,7 +30,7 @@ class Receiver(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        return f"json://user:secret-word@127.0.0.1:{self.server_address[1]}/hook"
+        return f"json://user:secret-word@127.0.0.1:{self.server_address[1]}/hook?cto={PATIENCE}&rto={PATIENCE}"
 
 
 class _Handler(BaseHTTPRequestHandler):

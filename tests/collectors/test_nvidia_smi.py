@@ -177,7 +177,7 @@ def run(command: str, directory: Path, script: str) -> str:
     tool.write_text("#!/bin/sh\n" + script)
     tool.chmod(0o755)
     environment = {**os.environ, "PATH": f"{directory}:{os.environ['PATH']}"}
-    return subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=20, env=environment, check=False).stdout
+    return subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60, env=environment, check=False).stdout
 
 
 def test_query_asks_for_the_fields(tmp_path: Path) -> None:

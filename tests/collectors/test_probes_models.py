@@ -274,9 +274,9 @@ def test_the_first_token_is_timed_apart_from_the_head_and_the_end():
             import asyncio
 
             yield b'data: {"choices": [{"delta": {"role": "assistant"}}]}\n\n'
-            await asyncio.sleep(0.15)
+            await asyncio.sleep(1.0)
             yield b'data: {"choices": [{"delta": {"content": "P"}}]}\n\n'
-            await asyncio.sleep(0.15)
+            await asyncio.sleep(1.0)
             yield b"data: [DONE]\n\n"
 
         return StreamingResponse(pieces(), media_type="text/event-stream")
@@ -284,7 +284,7 @@ def test_the_first_token_is_timed_apart_from_the_head_and_the_end():
     with fake_service({"POST /v1/chat/completions": slowly}) as fake:
         result = works(fake.address, "openai-chat", model="m")
     first_byte, ttft = result.latency.first_byte_seconds, result.measures["ttft_seconds"]
-    assert first_byte is not None and first_byte + 0.1 < ttft < result.latency.total_seconds - 0.1
+    assert first_byte is not None and first_byte + 0.5 < ttft < result.latency.total_seconds - 0.5
 
 
 def test_a_server_that_does_not_stream():

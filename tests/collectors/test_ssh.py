@@ -93,8 +93,8 @@ def test_a_flood_is_cut_off(sshd: Sshd, shell: SshShell, stream: str) -> None:
 
 
 def test_a_command_that_hangs_is_ended_there_with_its_children(sshd: Sshd, shell: SshShell) -> None:
-    with pytest.raises(TimedOut, match="did not end within 1"):
-        shell.run("trap '' HUP TERM PIPE; sleep 301 & sleep 302", 1)
+    with pytest.raises(TimedOut, match="did not end within 3"):
+        shell.run("trap '' HUP TERM PIPE; sleep 301 & sleep 302", 3)
     assert eventually(lambda: sshd.left() == []), sshd.left()
 
 
@@ -132,7 +132,7 @@ def test_closing_a_loop_ends_what_hangs_in_it(sshd: Sshd, shell: SshShell) -> No
     loop.sample("warm", 20)
     with pytest.raises(TimedOut):
         loop.sample("gpu", 1)
-    assert any("sleep 303" in line for line in sshd.left())
+    assert eventually(lambda: any("sleep 303" in line for line in sshd.left()))
     loop.close()
     assert eventually(lambda: sshd.left() == []), sshd.left()
     assert shell.run("echo y", 20).stdout == "y\n"
@@ -140,7 +140,7 @@ def test_closing_a_loop_ends_what_hangs_in_it(sshd: Sshd, shell: SshShell) -> No
 
 def test_a_loop_ends_itself_at_the_end_of_its_lease(sshd: Sshd, shell: SshShell) -> None:
     """A peer that vanished without a word closes nothing: the loop must not wait for it."""
-    loop = shell.loop({"gpu": "sleep 304", "warm": ":"}, lease_seconds=2)
+    loop = shell.loop({"gpu": "sleep 304", "warm": ":"}, lease_seconds=6)
     loop.sample("warm", 20)
     with pytest.raises((TimedOut, ConnectionLost)):
         loop.sample("gpu", 0.5)
@@ -186,7 +186,7 @@ def test_a_machine_that_dies_in_the_middle_of_a_record(sshd: Sshd, tmp_path: Pat
     thread.start()
     assert eventually((tmp_path / "half").exists)
     sshd.signal_connections(signal.SIGKILL)
-    thread.join(20)
+    thread.join(60)
     assert [type(error) for error in failures] == [ConnectionLost]
     assert eventually(lambda: not shell.connected)
     with pytest.raises(ConnectionLost):
@@ -229,7 +229,7 @@ def test_an_account_without_a_shell_is_told_apart(tmp_path: Path, force: str, sa
     try:
         shell = server.shell()
         with pytest.raises(CollectorError) as error:
-            shell.run("true", 2)
+            shell.run("true", 2 if "cat" in force else 60)
         assert error.value.step == "shell" and said in error.value.message
         assert isinstance(error.value, TimedOut if "cat" in force else ShellUnusable)
         shell.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import shlex
@@ -29,7 +30,8 @@ from collectors.errors import (
 from collectors.host_keys import HostKey, KnownHosts
 from collectors.ssh import SshShell, _ordered
 from collectors.ssh_config import Route, Target, resolve, split_address
-from tests.collectors.sshd import Sshd, eventually, free_port, keygen
+from tests.collectors.service_fakes import free_port
+from tests.collectors.sshd import Sshd, eventually, keygen
 
 
 @pytest.fixture(scope="module")
@@ -195,10 +197,15 @@ def test_keys_that_cannot_be_read(sshd: Sshd, tmp_path: Path) -> None:
             connect(sshd.route(keys=(tmp_path / name,)))
 
 
+def takes_connections(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
 def test_a_locked_key_is_taken_from_the_agent(sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = subprocess.Popen(["ssh-agent", "-D", "-a", str(tmp_path / "agent")], stdout=subprocess.DEVNULL)
     try:
-        assert eventually((tmp_path / "agent").exists)
+        assert eventually(lambda: takes_connections(tmp_path / "agent"))
         monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "agent"))
         for name in ("unrelated1", "unrelated2", "unrelated3", "unrelated4"):
             subprocess.run(["ssh-add", "-q", str(keygen(tmp_path / name))], check=True, timeout=20)
@@ -235,13 +242,23 @@ def test_through_a_jump_host(sshd: Sshd, tmp_path: Path) -> None:
         hop.stop()
 
 
+def proxies() -> set[int]:
+    """Our children that a proxy command may have left."""
+    found = set()
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if child.name() in ("nc", "busybox", "sh"):
+                found.add(child.pid)
+    return found
+
+
 def test_through_a_proxy_command(sshd: Sshd) -> None:
-    before = set(os.listdir("/proc/self/fd"))
+    before, others = set(os.listdir("/proc/self/fd")), proxies()
     connect(sshd.route(proxy_command=f"busybox nc 127.0.0.1 {sshd.port}"))
     with pytest.raises(ConnectionFailed):
         connect(sshd.route(proxy_command="exit 1"))
-    assert set(os.listdir("/proc/self/fd")) <= before
-    assert not [p for p in psutil.Process().children() if p.name() in ("nc", "busybox", "sh")]
+    assert eventually(lambda: set(os.listdir("/proc/self/fd")) <= before)
+    assert eventually(lambda: not proxies() - others)
 
 
 def test_configuration_of_the_user(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def run(command: str, tools: dict[str, str], directory: Path) -> str:
         (directory / name).write_text("#!/bin/sh\n" + script)
         (directory / name).chmod(0o755)
     environment = {**os.environ, "PATH": f"{directory}:{os.environ['PATH']}", "LC_ALL": "C"}
-    return subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=20, env=environment, check=False).stdout
+    return subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60, env=environment, check=False).stdout
 
 
 # Disks.
@@ -78,18 +78,18 @@ def test_no_df_is_a_fault() -> None:
 
 
 def test_space_agrees_with_statvfs() -> None:
-    reading = disks.parse(LocalShell().run(disks.COMMAND, 10).stdout)
+    reading = disks.parse(LocalShell().run(disks.COMMAND, 60).stdout)
     root = next(item for item in reading.filesystems or () if item.mount == "/")
     state = os.statvfs("/")
     assert root.total_bytes == state.f_blocks * state.f_frsize
-    assert root.available_bytes == pytest.approx(state.f_bavail * state.f_frsize, rel=0.05)
-    assert root.inodes_used == pytest.approx(state.f_files - state.f_ffree, rel=0.1)
+    assert root.available_bytes == pytest.approx(state.f_bavail * state.f_frsize, rel=0.05, abs=2**28)  # others write
+    assert root.inodes_used == pytest.approx(state.f_files - state.f_ffree, rel=0.1, abs=5_000)
 
 
 def test_space_agrees_with_df_read_at_the_same_time() -> None:
     shell = LocalShell()
-    found = {item.mount: item for item in disks.parse(shell.run(disks.COMMAND, 10).stdout).filesystems or ()}
-    rows = [line.split() for line in shell.run("df -k --output=target,size,used,avail,pcent,iused", 10).stdout.splitlines()[1:]]
+    found = {item.mount: item for item in disks.parse(shell.run(disks.COMMAND, 60).stdout).filesystems or ()}
+    rows = [line.split() for line in shell.run("df -k --output=target,size,used,avail,pcent,iused", 60).stdout.splitlines()[1:]]
     shown = {row[0]: row[1:] for row in rows if row[0] in found}
     assert "/" in shown
     for mount, (size, used, available, percent, inodes) in shown.items():

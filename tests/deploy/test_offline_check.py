@@ -26,6 +26,7 @@ from settings import load
 from tests.deploy.test_bundle import model
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.timeout(600)  # the whole program starts, and each of its pages is opened
 VARIABLES = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
 LEAKS = """
@@ -60,7 +61,7 @@ THEME_FONT = "https://static.example.com/plex.woff2"
 def check(root: Path, *arguments: str, **variables: str) -> tuple[int, dict[str, Any]]:
     environment = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **variables}
     command = [sys.executable, "-m", "deploy", "offline-check", "--json", "--root", str(root), *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=170)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=550)
     assert done.stdout.startswith("{"), done.stderr
     return done.returncode, json.loads(done.stdout)
 

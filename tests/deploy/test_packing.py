@@ -14,7 +14,7 @@ import pytest
 from deploy.offline import bundle, images, parts, sbom, wheels
 from deploy.offline.installer import command, environment
 from rag.errors import RagError
-from tests.deploy.test_bundle import HERE, PLATFORM, QUIET, program, wanted, wheel
+from tests.deploy.test_bundle import HERE, PLATFORM, QUIET, made_old, program, wanted, wheel
 
 PROCESSOR = images.PROCESSORS[os.uname().machine]
 
@@ -29,6 +29,7 @@ def test_parts_that_are_right_are_not_written_again_and_wrong_ones_are(tmp_path:
     source.write_bytes(os.urandom(3_500_000))
     entries = [parts.entry("big.bin", source)]
     first = parts.write_parts(entries, tmp_path, 1_000_000, QUIET)
+    made_old(tmp_path)
     before = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("part-*")}
     (tmp_path / "part-00002.tar").write_bytes(b"x" * 1_000_000)
     (tmp_path / "part-00003.tar").unlink()
@@ -101,6 +102,7 @@ def test_an_interrupted_run_goes_on_with_the_part_it_was_at(tmp_path: Path):
 
     with pytest.raises(KeyboardInterrupt):
         parts.write_parts(entries, tmp_path, 1_000_000, stop)
+    made_old(tmp_path)
     kept = (tmp_path / "part-00001.tar").stat().st_mtime_ns
     assert len(list(tmp_path.glob("part-*"))) == 2
     assert len(parts.write_parts(entries, tmp_path, 1_000_000, QUIET)) == 4

@@ -27,6 +27,7 @@ from deploy.render import files, kubernetes, reading
 from deploy.render.targets import rendered
 from gpu_server import __main__ as gpu_server
 from gpu_server.service import Limits
+from tests.collectors.service_fakes import free_port
 from tests.deploy.test_render import VARIANTS, made
 from tests.deploy.test_render_metrics import Fake
 from tests.deploy.tools import ran, tool
@@ -383,8 +384,7 @@ def proxied(certificate: Path, folder: Path, allowed: str, upstream: str) -> Ite
     """The rendered proxy on a free port of loopback, in front of `upstream`; only its listening addresses are others."""
     nginx = tool("nginx")
     assert nginx
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     text = VARIANTS["vm-and-vps"].replace("/etc/ssl/ragdeck/", f"{certificate}/").replace("203.0.113.0/24", allowed)
     (made_up,) = rendered(reading.parse(text), "proxy")
     said = re.sub(r"^    listen \[::\].*\n", "", made_up.text, flags=re.MULTILINE)
@@ -395,7 +395,7 @@ def proxied(certificate: Path, folder: Path, allowed: str, upstream: str) -> Ite
     (folder / "nginx.conf").write_text(main)
     running = subprocess.Popen([nginx, "-p", folder, "-c", folder / "nginx.conf"])
     try:
-        wait_until(lambda: _listens(port))
+        wait_until(lambda: _listens(port), 90.0)
         yield f"https://127.0.0.1:{port}"
     finally:
         running.terminate()

@@ -39,14 +39,14 @@ EVIL = '"><img src=x onerror=alert(1)>'
 
 
 def services(world_of: str, **others: Service) -> tuple[Service, ...]:
-    return (Service("works", "http", world_of, timeout_seconds=10.0), *others.values())
+    return (Service("works", "http", world_of, timeout_seconds=20.0), *others.values())
 
 
 def test_each_endpoint_is_followed_to_the_step_that_fails(tmp_path: Path) -> None:
     with fake_service({"GET /": "hello"}) as fake:
         named = Service("named", "http", "http://no-such-host.invalid:80", timeout_seconds=20.0)
-        closed = Service("closed", "http", f"http://127.0.0.1:{free_port()}", timeout_seconds=5.0)
-        plain = Service("plain", "http", f"https://127.0.0.1:{fake.port}", timeout_seconds=5.0)
+        closed = Service("closed", "http", f"http://127.0.0.1:{free_port()}", timeout_seconds=20.0)
+        plain = Service("plain", "http", f"https://127.0.0.1:{fake.port}", timeout_seconds=20.0)
         made = world(tmp_path, path_services=services(fake.address, a=named, b=closed, c=plain))
         found = {code: result(code, made) for code in ("E-1", "E-2", "E-3", "E-4", "E-5")}
     by_name = {code: {item.subject: item.outcome for item in each.items} for code, each in found.items()}
@@ -65,7 +65,7 @@ def test_bad_certificates_are_found(tmp_path: Path, days: float, name: str, said
 
 def tls_world(folder: Path, certificate: Certificate, **values: Any) -> Any:
     with fake_service({"GET /": "x"}, certificate) as fake:
-        service = Service("tls", "http", fake.address, ca_file=certificate.authority, timeout_seconds=10.0)
+        service = Service("tls", "http", fake.address, ca_file=certificate.authority, timeout_seconds=20.0)
         made = world(folder, path_services=(replace(service, **values),), is_loopback=lambda host: False)
         made.connections()
     return made
@@ -95,7 +95,7 @@ def test_a_key_in_clear_beyond_loopback_fails(tmp_path: Path) -> None:
 
 
 def redis_world(folder: Path, url: str) -> Any:
-    return world(folder, path_services=(Service("redis", "redis", url, timeout_seconds=10.0),), is_loopback=lambda host: False)
+    return world(folder, path_services=(Service("redis", "redis", url, timeout_seconds=20.0),), is_loopback=lambda host: False)
 
 
 def fake_redis(password: str | None) -> Iterator[int]:
@@ -149,7 +149,7 @@ def test_a_store_that_serves_strangers_is_found(tmp_path: Path, password: str | 
 def test_http_models_that_serve_strangers_are_found(tmp_path: Path) -> None:
     answers = {"POST /v1/embeddings": {"data": [{"embedding": [1.0, 0.0], "index": 0}, {"embedding": [0.0, 1.0], "index": 1}]}}
     with fake_service(answers) as fake:  # type: ignore[arg-type]
-        service = Service("embedder", "openai-embeddings", fake.address, "m", "the-key", timeout_seconds=10.0)
+        service = Service("embedder", "openai-embeddings", fake.address, "m", "the-key", timeout_seconds=20.0)
         made = world(tmp_path, path_services=(service,), is_loopback=lambda host: False)
         found = result("S-3", made)
         sent = [each.headers.get("authorization") for each in fake.asked]
@@ -320,7 +320,7 @@ class OneVector:
 def test_one_embedder_everywhere(tmp_path: Path, own: tuple[float, ...], identity: str, dimension: str) -> None:
     rows = {"data": [{"embedding": [1.0, 0.0], "index": 0}, {"embedding": [0.6, 0.8], "index": 1}]}
     with fake_service({"POST /v1/embeddings": rows, "GET /v1/models": {"data": [{"id": "m"}]}}) as fake:
-        service = Service("embedder", "openai-embeddings", fake.address, "m", timeout_seconds=10.0)
+        service = Service("embedder", "openai-embeddings", fake.address, "m", timeout_seconds=20.0)
         made = world(tmp_path, FakeProcess(embedder=OneVector(*own)), path_services=(service,))
         assert (result("M-1", made).outcome, result("M-2", made).outcome) == (identity, dimension)
 

@@ -238,7 +238,7 @@ class EngineWatch:
             thread.join()
 
     def _watch(self, ended: threading.Event) -> None:
-        with httpx.Client(trust_env=False, timeout=2.0, verify=False) as client:  # no certificates are read for it
+        with httpx.Client(trust_env=False, timeout=20.0, verify=False) as client:  # no certificates are read for it
             while True:
                 sample = parse(client.get(self._address).text)
                 self._read.append((time.time(), {**sample.gauges, **sample.counters}))

@@ -25,7 +25,7 @@ from rag.otlp import SpanRecord
 from tests.gpu_server.odd_server import Asked, Odd, odd_server
 
 MODEL = "fake/words"
-READY_SECONDS = 40.0
+READY_SECONDS = 120.0
 CHARACTERS_A_TOKEN = 4
 QUICK = 0.0008  # seconds a candidate of the rerank server takes
 
@@ -175,10 +175,11 @@ def _handler(owner: FakeVllm) -> type[BaseHTTPRequestHandler]:
             self._event(_chunk("", "stop" if count == pace.tokens else "length"))
             usage = {"prompt_tokens": prompt, "completion_tokens": count, "total_tokens": prompt + count}
             self._event({**_chunk(""), "choices": [], "usage": usage})
+            decoded = time.perf_counter() - prefilled
+            # before the end is sent: who has read the answer looks for the span at once
+            owner.took(self.headers.get("traceparent"), started, queued - begun, prefilled - queued, decoded)
             self._piece(b"data: [DONE]\n\n")
             self._piece(b"")
-            decoded = time.perf_counter() - prefilled
-            owner.took(self.headers.get("traceparent"), started, queued - begun, prefilled - queued, decoded)
 
         def _head(self) -> None:
             self.send_response(200)

@@ -45,7 +45,9 @@ def test_the_fake_engine_queues_refuses_and_says_so():
 
 
 def test_readings_cover_the_window_at_twenty_a_second(laboratory: Laboratory):
-    case = ask(laboratory.bench.local)
+    world = laboratory.bench.local
+    with laboratory.bench.llm.at(per_token=0.05):  # a second, so that it is looked at meanwhile also where much else runs
+        case = ask(world)
     found, total = case.readings, case.answer.total_seconds
     assert found is not None
     for series in found.series:

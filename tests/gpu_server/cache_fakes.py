@@ -20,7 +20,7 @@ from gpu_server.interfaces import (
     VectorKind,
 )
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 LIMIT = 20  # characters a fake reads; what is longer is cut
 
 

@@ -23,7 +23,7 @@ from gpu_server.interfaces import Encoded, VectorKind
 from gpu_server.pace import MEMORY_SECONDS, MIN_TOKENS, START_TOKENS, WINDOW_SECONDS, Pace, Recent
 from gpu_server.tickets import Ticket
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 POISON = 666
 NOT_A_NUMBER = 667
 
@@ -233,9 +233,10 @@ def test_a_deadline_that_passes_in_the_queue_ends_the_wait_and_spares_the_work()
 def test_a_deadline_that_passes_between_two_batches_spares_the_rest():
     forward = FakeForward(held=True)
     batcher = steady(forward, tokens=5)
-    bulk = batcher.submit([text(number, 5) for number in range(2, 9)], deadline=time.monotonic() + 0.05)
+    bulk = batcher.submit([text(number, 5) for number in range(2, 9)], deadline=time.monotonic() + PATIENCE)
     forward.entered()
-    wait_for(lambda: time.monotonic() > bulk.deadline)
+    passes = bulk.deadline = time.monotonic()  # now: no machine has to begin the first batch in time
+    wait_for(lambda: time.monotonic() > passes)
     forward.open()
     assert isinstance(bulk.exception(PATIENCE), TimedOut)
     assert done(batcher.submit([text(1)])) == [1]

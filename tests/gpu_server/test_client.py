@@ -424,8 +424,8 @@ def test_https_where_http_is_spoken(serve) -> None:
 
 @pytest.mark.parametrize("odd", [Odd(openai(["a"]), wait=True), Odd(openai(["a"]), drip=True)])
 def test_silent_and_dripping_servers_are_left_in_time(serve, odd: Odd) -> None:
-    client = embedder(serve(answering(odd)), timeout=0.3, retries=2)
-    with pytest.raises(TimedOut, match=r"no complete answer came within 0.3 s") as caught:
+    client = embedder(serve(answering(odd)), timeout=2.0, retries=2)
+    with pytest.raises(TimedOut, match=r"no complete answer came within 2 s") as caught:
         client.embed(["a"])
     assert isinstance(caught.value, TimeoutError)
     assert "raise timeout" in caught.value.next_step
@@ -434,9 +434,9 @@ def test_silent_and_dripping_servers_are_left_in_time(serve, odd: Odd) -> None:
 def test_the_deadline_is_shorter_than_the_time_limit(serve) -> None:
     server = serve(answering(Odd(openai(["a"]), wait=True)))
     with pytest.raises(TimedOut, match="the time left before the deadline"):
-        embedder(server).embed(["a"], deadline=time.monotonic() + 1.0)
+        embedder(server).embed(["a"], deadline=time.monotonic() + 3.0)
     (asked,) = (asked for asked in server.asked if asked.method == "POST")
-    assert 0 < float(asked.headers["x-request-timeout-seconds"]) <= 1.0
+    assert 0 < float(asked.headers["x-request-timeout-seconds"]) <= 3.0
     with pytest.raises(TimedOut, match="before the request was sent"):
         embedder(server).embed(["a"], deadline=time.monotonic() - 1)
 
@@ -505,7 +505,7 @@ def test_retry_after_is_waited_for(serve) -> None:
 
 
 @pytest.mark.parametrize("retry_after", ["3600", "Wed, 21 Oct 2065 07:28:00 GMT"])
-@pytest.mark.parametrize("deadline", [5.0, None])
+@pytest.mark.parametrize("deadline", [50.0, None])
 def test_no_wait_goes_past_deadline_or_time_limit(serve, retry_after: str, deadline: float | None) -> None:
     server = serve(answering(Odd({}, 429, {"retry-after": retry_after})))
     end = None if deadline is None else time.monotonic() + deadline

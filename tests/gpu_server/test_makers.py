@@ -60,7 +60,7 @@ def in_threads(work: Callable[[], object], count: int = 8) -> list[object]:
     together, results = threading.Barrier(count), []
 
     def run() -> None:
-        together.wait(10)
+        together.wait(60)
         try:
             results.append([work() for _ in range(5)])
         except Exception as problem:
@@ -70,7 +70,7 @@ def in_threads(work: Callable[[], object], count: int = 8) -> list[object]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(120)
     return results
 
 

@@ -31,7 +31,7 @@ from gpu_server.interfaces import (
 from gpu_server.model_pool import ModelPool, PooledEmbedder
 from gpu_server.slot import Visit
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 @dataclass

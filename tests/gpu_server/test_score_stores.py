@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import redis
 
+from gpu_server import score_stores
 from gpu_server.caches import CachedReranker
 from gpu_server.score_stores import (
     ENTRY_BYTES,
@@ -42,6 +43,13 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loaded machine is not an outage: who tests one sets the waits of the product again."""
+    for name in ("CONNECT_SECONDS", "READ_SECONDS"):
+        monkeypatch.setattr(score_stores, name, PATIENCE)
 
 
 CANDIDATES = passages("a", "bb")
@@ -115,15 +123,14 @@ def connected(url: str, clock: Clock | None = None, ttl_seconds: int = 3600) -> 
 
 
 def test_scores_are_shared_between_processes_and_expire(redis_server, client):
-    store = connected(redis_server.url, ttl_seconds=77)
+    store = connected(redis_server.url, ttl_seconds=777)
     other = connected(redis_server.url)
     store.keep({key(1): SCORE, key(2): StoredScore(0.1, False)})
     store.find([key(1)]).result(PATIENCE)  # its turn comes after the keeping
     found = other.find([key(2), key(3), key(1)]).result(PATIENCE)
     assert found == [StoredScore(float(np.float32(0.1)), False), None, SCORE]
     name = PREFIX + key(1).hex()
-    assert 0 < client.ttl(name) <= 77
-    assert client.ttl(name) > 70
+    assert 700 < client.ttl(name) <= 777
     assert len(name) < 100 and len(client.get(name)) == 8
 
 
@@ -215,7 +222,8 @@ def test_a_restart_that_nobody_saw_costs_nothing(redis_server, client):
     assert store.find([key(1)]).result(PATIENCE) == [SCORE]
 
 
-def test_a_redis_that_hangs_holds_up_one_query_and_no_other(redis_server, client):
+def test_a_redis_that_hangs_holds_up_one_query_and_no_other(redis_server, client, monkeypatch):
+    monkeypatch.setattr(score_stores, "READ_SECONDS", 1.0)
     clock = Clock()
     store = connected(redis_server.url, clock)
     model = FakeReranker()
@@ -224,7 +232,7 @@ def test_a_redis_that_hangs_holds_up_one_query_and_no_other(redis_server, client
     redis_server.freeze()
     try:
         waiting = [store.find([key(1)]) for _ in range(60)]
-        assert cached.begin("q", CANDIDATES).result(5).cached == 0  # 60 waits of READ_SECONDS would be 15 s
+        assert cached.begin("q", CANDIDATES).result(30).cached == 0  # 60 waits of READ_SECONDS would be 60 s
         assert [future.result(0) for future in waiting] == [[None]] * 60
         assert "Timeout" in (cached.stats.problem or "")
         assert store.find([key(1)]).done()  # nothing is asked

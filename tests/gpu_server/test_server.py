@@ -248,7 +248,7 @@ def run(*arguments: str, environment: dict[str, str] | None = None) -> subproces
 
     command = [sys.executable, "-m", "gpu_server", *arguments]
     return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=60, env={**os.environ, **(environment or {})}
+        command, cwd=ROOT, capture_output=True, text=True, timeout=150, env={**os.environ, **(environment or {})}
     )
 
 

@@ -53,7 +53,7 @@ def app(rt: runtime.Runtime, tmp_path: Path) -> AppTest:
     rt.traces.delete_before(time.time() + 10 * 365 * 86400)
     frame = tmp_path / "frame.py"
     frame.write_text(FRAME)
-    return AppTest.from_file(str(frame), default_timeout=30)
+    return AppTest.from_file(str(frame), default_timeout=60)
 
 
 def keep(rt: runtime.Runtime, *cases) -> list[str]:

@@ -32,6 +32,7 @@ from rag.store_lock import StoreLock
 from tests.latency.small_lab import SmallLab
 from tests.llm import fakes
 from tests.llm.fakes import DONE, FakeServer
+from tests.llm.server import reserved_port
 
 USAGE = {**fakes.delta(), "choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}}
 SPOKEN = (
@@ -282,11 +283,10 @@ def test_short_and_long_answers_with_first_token_and_rate(lab: SmallLab, monkeyp
 
 
 def test_a_language_model_that_is_away_is_a_failed_row_with_what_to_do(lab: SmallLab, monkeypatch):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{probe.getsockname()[1]}"
-    monkeypatch.setattr(lab, "in_force", replace(lab.in_force, chat=OpenAIChat(address, "m", None, timeout=5.0)))
-    row = table(ran(lab, None, "llm"))["llm"]
+    with reserved_port() as port:
+        chat = OpenAIChat(f"http://127.0.0.1:{port}", "m", None, timeout=5.0)
+        monkeypatch.setattr(lab, "in_force", replace(lab.in_force, chat=chat))
+        row = table(ran(lab, None, "llm"))["llm"]
     assert row.verdict == "failed"
     assert row.reason
 
@@ -296,10 +296,11 @@ def test_a_language_model_that_is_away_is_a_failed_row_with_what_to_do(lab: Smal
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    folder = tmp_path_factory.mktemp("milvus-server")
+    with reserved_port() as port:
+        yield from _serving(tmp_path_factory.mktemp("milvus-server"), port)
+
+
+def _serving(folder: Path, port: int) -> Iterator[str]:
     command = [sys.executable, "-m", "milvus_lite", "server", "--data-dir", str(folder), "--host", "127.0.0.1"]
     process = subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     end = time.monotonic() + 60
@@ -308,7 +309,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             socket.create_connection(("127.0.0.1", port), 1).close()
             break
         except OSError:
-            assert time.monotonic() < end
+            assert time.monotonic() < end and process.poll() is None
             time.sleep(0.1)
     yield f"http://127.0.0.1:{port}"
     process.kill()
@@ -364,12 +365,9 @@ def test_a_server_is_connected_to_anew_and_the_open_connection_lives_on(server: 
 
 def test_a_store_that_cannot_be_reached_anew_is_a_failed_row(lab: SmallLab):
     parts = lab.parts()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        gone = f"http://127.0.0.1:{probe.getsockname()[1]}"
-    row = table(
-        ran(lab, replace(parts, store=replace(parts.store, uri=gone, timeout_seconds=1.0, token="secret-token")), "store")
-    )["store"]
+    with reserved_port() as port:
+        store = replace(parts.store, uri=f"http://127.0.0.1:{port}", timeout_seconds=1.0, token="secret-token")
+        row = table(ran(lab, replace(parts, store=store), "store"))["store"]
     assert row.verdict == "failed"
     assert "connect" in row.reason
     assert "secret-token" not in json.dumps(row.to_json())

@@ -239,7 +239,7 @@ def test_rag_deck_s_own_api_tells_its_stages(rt: runtime.Runtime) -> None:
         listener.listen(64)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
-        plan = LoadPlan((1, 2), ("What is cold?",), 20, 5, api_url=f"http://127.0.0.1:{listener.getsockname()[1]}")
+        plan = LoadPlan((1, 2), ("What is cold?",), 60, 5, api_url=f"http://127.0.0.1:{listener.getsockname()[1]}")
         job = rt.jobs.submit("experiment", "load", load.work(None, plan))
         assert job.wait(60) and job.error is None and job.result is not None
         server.should_exit = True

@@ -31,6 +31,7 @@ from latency.load.steps import Heard, Step, Times, Told, step_of, throughput
 from latency.load.users import Turns, arrivals
 from rag.errors import RagError
 from rag.types import Answer, Interval, Options, Problem, Split, Stage
+from tests.llm.server import reserved_port
 
 QUESTIONS = ("one?", "two?", "three?")
 
@@ -114,9 +115,9 @@ def finish(jobs: Jobs, plan: LoadPlan, lab: Any = None) -> LoadResult:
 
 
 def test_the_knee_of_a_server_with_two_places_is_found_and_its_queue_named(jobs: Jobs) -> None:
-    api = FakeApi(capacity=2, seconds=0.1)
+    api = FakeApi(capacity=2, seconds=0.25)  # much longer than what a loaded machine adds
     with serving(api) as url:
-        result = finish(jobs, LoadPlan((1, 2, 4, 8), QUESTIONS, 1.2, api_url=url))
+        result = finish(jobs, LoadPlan((1, 2, 4, 8), QUESTIONS, 2.5, api_url=url))
     assert [step.users for step in result.steps] == [1, 2, 4, 8] and result.stopped is None
     found = result.knee
     assert found.users is not None and 1.2 <= found.users <= 4
@@ -132,17 +133,17 @@ def test_an_api_that_answers_only_text_has_totals_and_no_stages(jobs: Jobs) -> N
     api = FakeApi(4, 0.02)
     api.plain_text = api.strict = True
     with serving(api) as url:
-        result = finish(jobs, LoadPlan((1, 2), QUESTIONS, 5, 10, warmup_requests=1, api_url=url))
+        result = finish(jobs, LoadPlan((1, 2), QUESTIONS, 50, 10, warmup_requests=1, api_url=url))
     assert [step.answered for step in result.steps] == [10, 10]
     assert all(step.total is not None and not step.stages and not step.slowest for step in result.steps)
     assert sum(set(body) != {"query"} for body in api.bodies) <= 2  # what it refuses is not sent again
 
 
 def test_refusals_are_counted_by_kind_and_said(jobs: Jobs) -> None:
-    api = FakeApi(1, 0.1)
+    api = FakeApi(1, 0.3)
     api.refuse_beyond = 1
     with serving(api) as url:
-        result = finish(jobs, LoadPlan((1, 4), QUESTIONS, 1.5, api_url=url))
+        result = finish(jobs, LoadPlan((1, 4), QUESTIONS, 3.0, api_url=url))
     calm, crowded = result.steps
     assert not calm.failed and crowded.errors["overloaded"] >= 3 and crowded.answered
     assert crowded.asked == crowded.answered + crowded.failed
@@ -164,16 +165,13 @@ def test_a_wrong_token_is_said_by_the_warm_up(jobs: Jobs) -> None:
     with serving(api) as url:
         with pytest.raises(RagError) as refused:
             finish(jobs, LoadPlan((1,), QUESTIONS, 1, api_url=url, token="wrong"))
-        assert finish(jobs, LoadPlan((1,), QUESTIONS, 0.3, api_url=url, token="right")).steps[0].answered
+        assert finish(jobs, LoadPlan((1,), QUESTIONS, 20, 2, api_url=url, token="right")).steps[0].answered
     assert refused.value.kind == "authentication" and "token" in refused.value.next_step
     assert "wrong" not in repr(LoadPlan(token="wrong")) and "wrong" not in json.dumps(LoadPlan(token="wrong").to_json())
 
 
 def test_nobody_there_is_said_by_the_warm_up(jobs: Jobs) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with pytest.raises(RagError) as refused:
+    with reserved_port() as port, pytest.raises(RagError) as refused:
         finish(jobs, LoadPlan((1,), QUESTIONS, 1, api_url=f"http://127.0.0.1:{port}"))
     assert refused.value.kind == "connection" and str(port) in str(refused.value.address)
 
@@ -182,7 +180,7 @@ def test_answers_that_do_not_come_are_time_outs_and_end_the_test(jobs: Jobs) -> 
     api = FakeApi()
     api.silent = True
     with serving(api) as url:
-        plan = LoadPlan((1, 2), QUESTIONS, 0.2, api_url=url, warmup_requests=0, timeout_seconds=0.5)
+        plan = LoadPlan((1, 2), QUESTIONS, 1.5, api_url=url, warmup_requests=0, timeout_seconds=2.5)
         result = finish(jobs, plan)
     assert [step.errors for step in result.steps] == [{"timeout": 1}]
     assert result.stopped == "with 1 users nothing was answered" and result.knee.users is None
@@ -456,7 +454,7 @@ def test_an_option_nobody_knows_is_refused_before_anything_starts() -> None:
 def test_progress_is_told_with_readings(jobs: Jobs) -> None:
     lab = FakeLab()
     lab.sweep.at = time.time() + 3600
-    job = jobs.submit("experiment", "load", load.work(lab, LoadPlan((2,), QUESTIONS, 1.6)))  # type: ignore[arg-type]
+    job = jobs.submit("experiment", "load", load.work(lab, LoadPlan((2,), QUESTIONS, 4.0)))  # type: ignore[arg-type]
     assert job.wait(30)
     kinds = [event["type"] for event in job.events()]
     assert kinds[:3] == ["load_started", "warmup_finished", "step_started"] and kinds[-1] == "step_finished"

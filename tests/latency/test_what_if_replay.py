@@ -20,7 +20,8 @@ from tests.faults.servers import MODEL, FakeVllm, Pace
 from tests.test_remote_models import QUESTION, fill
 
 TIMES = 8
-PACE = Pace(prefill=0.1, per_token=0.02, tokens=25)  # HyDE and the answer take 0.6 s each, many times what a busy machine adds
+# HyDE and the answer take 0.7 s each, many times what a busy machine adds: few long sleeps, since each of them wakes late
+PACE = Pace(prefill=0.2, per_token=0.1, tokens=5)
 
 
 @pytest.fixture(scope="module")

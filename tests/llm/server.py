@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx
 
-READY_SECONDS = 90.0
+READY_SECONDS = 150.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +39,22 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
+def reserved_port() -> Iterator[int]:
+    """A port that the system gives to nobody else meanwhile. Connections are refused until a server binds it, as it may."""
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # with a server's own: both may bind, one listens
+        held.bind(("127.0.0.1", 0))
+        yield int(held.getsockname()[1])
+
+
+@contextlib.contextmanager
 def serve(home: Path, model: str) -> Iterator[LlmServer]:
     """Serve the models of the hub cache at `home`; ready when this returns. Its output is in `home`/serve-PORT.log."""
-    port = free_port()
+    with reserved_port() as port:
+        yield from _serving(home, model, port)
+
+
+def _serving(home: Path, model: str, port: int) -> Iterator[LlmServer]:
     address = f"http://127.0.0.1:{port}"
     environment = {
         **os.environ,

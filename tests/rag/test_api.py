@@ -28,7 +28,7 @@ from rag.types import Options
 from runtime import Runtime
 from settings import load
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 MAX_RUNNING = 2
 NOTES = {
     "gpu.md": "# GPU memory\n\nWhen the GPU runs out of memory, lower the batch size or unload a model.\n",
@@ -465,7 +465,9 @@ def test_a_traceparent_that_is_none_is_left_out(served: Served, header: str) -> 
 @pytest.fixture(scope="module")
 def listed(served: Served) -> list[str]:
     """Ids of five queries whose questions share a word that no other has, oldest first."""
-    return [served.answer(f"zebra {number} in Milvus 100%?")["id"] for number in range(5)]
+    found = [served.answer(f"zebra {number} in Milvus 100%?")["id"] for number in range(5)]
+    assert served.runtime.traces.flush(PATIENCE)  # a list has what is committed, which is a moment after the answer
+    return found
 
 
 def ids(response: httpx.Response) -> list[str]:
@@ -581,12 +583,12 @@ def test_a_server_whose_settings_are_wrong_says_so_without_details() -> None:
         raise ValueError("milvus.uri: http://user:secret@host")
 
     with serve(broken) as url:
-        health = httpx.get(f"{url}/api/health", verify=False)
+        health = httpx.get(f"{url}/api/health", timeout=PATIENCE, verify=False)
         assert (health.status_code, health.json()) == (503, {"status": "broken"})
         for response in (
-            httpx.get(f"{url}/api/v1/queries", verify=False),
-            httpx.get(f"{url}/api/v1/queries/x", verify=False),
-            httpx.post(f"{url}/api/v1/ask", json={"query": "x"}, verify=False),
+            httpx.get(f"{url}/api/v1/queries", timeout=PATIENCE, verify=False),
+            httpx.get(f"{url}/api/v1/queries/x", timeout=PATIENCE, verify=False),
+            httpx.post(f"{url}/api/v1/ask", json={"query": "x"}, timeout=PATIENCE, verify=False),
         ):
             refused(response, 500, "internal")
             assert "secret" not in response.text
@@ -602,5 +604,5 @@ def test_the_runtime_is_asked_for_at_each_request() -> None:
     with serve(held) as url:
         assert asked == []
         for _ in range(2):
-            refused(httpx.get(f"{url}/api/v1/queries", verify=False), 409, "held")
+            refused(httpx.get(f"{url}/api/v1/queries", timeout=PATIENCE, verify=False), 409, "held")
     assert len(asked) == 2

@@ -15,6 +15,8 @@ from tests.rag.cache_samples import Clock, entry, vector
 
 pytest_plugins = ["tests.redis_server"]
 
+PATIENCE = 10.0  # seconds: a loaded machine is not an outage
+
 
 @pytest.fixture(params=["sqlite", "redis"])
 def make(request, tmp_path):
@@ -22,12 +24,13 @@ def make(request, tmp_path):
     opened = []
     if request.param == "redis":
         server = request.getfixturevalue("redis_server")
-        RedisAnswers(server.url).purge()
+        RedisAnswers(server.url, wait_seconds=PATIENCE).purge()
 
     def store(**options):
-        found = (
-            SqliteAnswers(tmp_path / "cache.db", **options) if request.param == "sqlite" else RedisAnswers(server.url, **options)
-        )
+        if request.param == "sqlite":
+            found = SqliteAnswers(tmp_path / "cache.db", **options)
+        else:
+            found = RedisAnswers(server.url, wait_seconds=PATIENCE, **options)
         opened.append(found)
         return found
 
@@ -189,7 +192,7 @@ def test_a_locked_file_is_not_waited_for(tmp_path):
 def test_redis_answers_carry_their_own_time_to_live(redis_server):
     import redis
 
-    store = RedisAnswers(redis_server.url, ttl_seconds=100)
+    store = RedisAnswers(redis_server.url, ttl_seconds=100, wait_seconds=PATIENCE)
     store.purge()
     store.keep(entry(), vector())
     client = redis.Redis.from_url(redis_server.url)

@@ -53,9 +53,9 @@ def clients(tmp_path):
 
 
 def with_redis(clients: Clients, url: str, tmp_path) -> Clients:
-    cache = open_cache(tmp_path / "redis", url)
-    if isinstance(cache.answers, RedisAnswers):
-        cache.answers._wait_seconds = 10.0  # a loaded machine is not an outage
+    with pytest.MonkeyPatch.context() as patch:  # a loaded machine is not an outage
+        patch.setattr("rag.semantic_cache.RedisAnswers", partial(RedisAnswers, wait_seconds=10.0))
+        cache = open_cache(tmp_path / "redis", url)
     return replace(clients, cache=cache)
 
 
@@ -295,7 +295,7 @@ def test_no_query_is_lost_to_a_redis_that_does_not_work(clients, redis_server, t
             known.config_set("maxmemory-policy", "noeviction")
         if how == "frozen":
             redis_server.freeze()
-            away.cache.answers._wait_seconds = 0.2
+            away.cache.answers._wait = 0.2
         if how == "killed":
             redis_server.kill()
         for question in (QUESTION, OTHER):

@@ -212,8 +212,8 @@ def test_small_documents_share_batches(folder: Path) -> None:
     for number in range(150):
         (folder / f"{number:03}.txt").write_text(f"document number {number}")
     embedder, store = FakeEmbedder(), FakeStore()
-    events = run([folder], store, embedder)
-    assert embedder.batches[0] == BATCH  # nothing is measured yet
+    events = run([folder], store, embedder, clock=Clock(0.0))
+    assert embedder.batches[0] == BATCH  # no time passes: nothing is measured
     assert sum(embedder.batches) == 150
     assert len(embedder.batches) <= 3
     assert events[-1]["added"] == len(store.markers) == 150
@@ -250,7 +250,7 @@ def test_flush_every_2000_passages(folder: Path) -> None:
 def test_progress_comes_at_most_four_times_a_second(folder: Path) -> None:
     for number in range(300):
         (folder / f"{number:03}.txt").write_text(words(3, first=number))
-    progress = [event for event in run([folder], FakeStore()) if event["type"] == "progress"]
+    progress = [event for event in run([folder], FakeStore(), clock=Clock(0.001)) if event["type"] == "progress"]
     gaps = [other["seconds"] - one["seconds"] for one, other in pairwise(progress[:-1])]
     assert gaps
     assert min(gaps) >= 0.24  # the clock of the event is read after that of the check
@@ -411,7 +411,7 @@ def test_a_buffer_is_bounded_in_rows_and_in_characters() -> None:
         waiting.join(0.2)
         assert waiting.is_alive()
         assert buffer.get(1) is large
-        waiting.join(10)
+        waiting.join(60)
         assert not waiting.is_alive()
         buffer.close()
         assert not buffer.put(large)
@@ -422,8 +422,8 @@ def test_progress_says_how_near_to_the_limit_it_is_and_which_part_limits(folder:
         def embed(
             self, texts: Sequence[str], kind: TextKind = "passage", *, priority: int = 0, deadline: float | None = None
         ) -> Embeddings:
-            time.sleep(0.05)
-            return replace(super().embed(texts, kind), timing=Timing(compute=0.05))
+            time.sleep(0.4)  # beside which the reading of four small files is nothing, on a loaded machine too
+            return replace(super().embed(texts, kind), timing=Timing(compute=0.4))
 
     for number in range(4):
         (folder / f"{number}.txt").write_text(words(BATCH * 40, first=number))
@@ -431,7 +431,7 @@ def test_progress_says_how_near_to_the_limit_it_is_and_which_part_limits(folder:
     assert last["limited_by"] == "embedding"
     assert last["limit_share"] == pytest.approx(last["tokens_per_second"] / last["limit_tokens_per_second"])
     assert 0 < last["limit_share"] <= 1
-    assert last["embedding_seconds"] >= 0.05
+    assert last["embedding_seconds"] >= 0.4
     assert last["tokens_per_second"] == pytest.approx(last["tokens"] / last["seconds"], rel=0.01)
 
 

@@ -24,9 +24,9 @@ from rag.trace_store import TraceStore
 from rag.types import Answer, HydeEffect, Options, PassageRow, Stage
 from tests.llm import fakes, tiny
 from tests.llm.fakes import DONE, SILENCE, FakeServer
-from tests.llm.server import LlmServer, free_port
+from tests.llm.server import LlmServer, reserved_port
 
-SOON = 10.0  # seconds that a thing may take which should take none: far over any machine's hiccup
+SOON = 30.0  # seconds that a thing may take which should take none: far over any machine's hiccup
 QUESTION = "why does the reranker answer so late after a restart"
 TEXTS = {
     "kernels": "Kernels are compiled on first use, and so the first rerank after a restart is slow.",
@@ -191,8 +191,9 @@ def test_an_empty_hypothesis_degrades(clients: Clients):
 
 
 def test_a_server_that_is_down_degrades_the_hypothesis_and_fails_the_answer(clients: Clients):
-    address = f"http://127.0.0.1:{free_port()}"
-    _, done = run(with_chat(clients, address), Options(hyde="on"))
+    with reserved_port() as port:
+        address = f"http://127.0.0.1:{port}"
+        _, done = run(with_chat(clients, address), Options(hyde="on"))
     found = done.answer
     assert found.outcome == "failed" and found.error is not None
     assert (found.error.stage, found.error.kind, found.error.address) == ("generate", "connection", f"{address}/v1")

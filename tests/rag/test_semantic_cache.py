@@ -217,8 +217,9 @@ def test_when_the_first_fails_another_computes(make, end):
     cache = make()
     assert cache.look_up(QUESTION, None, KEY).lead
     with ThreadPoolExecutor(1) as pool:
-        other = pool.submit(cache.look_up, QUESTION, None, KEY)
-        time.sleep(0.2)
+        waits = threading.Event()
+        other = pool.submit(cache.look_up, QUESTION, None, KEY, check=waits.set)
+        assert waits.wait(20)
         assert not other.done()
         if end == "failed":
             cache.keep(answer(outcome="failed"), None, KEY)
@@ -250,8 +251,9 @@ def test_a_hit_by_meaning_ends_the_lead_too(make):
     asked = "What does Article 72 say?"
     assert cache.look_up(asked, None, KEY).lead
     with ThreadPoolExecutor(1) as pool:
-        other = pool.submit(cache.look_up, asked, None, KEY)
-        time.sleep(0.1)
+        waits = threading.Event()
+        other = pool.submit(cache.look_up, asked, None, KEY, check=waits.set)
+        assert waits.wait(20)
         assert cache.look_up(asked, vector(), KEY).hit is not None
         assert other.result(20).hit is not None
 
@@ -261,8 +263,9 @@ def test_those_who_wait_get_the_answer_also_when_it_cannot_be_stored(make, tmp_p
     cache.look_up(QUESTION, None, KEY)
     cache.answers.close()
     with ThreadPoolExecutor(1) as pool:
-        other = pool.submit(cache.look_up, QUESTION, None, KEY)
-        time.sleep(0.2)
+        waits = threading.Event()
+        other = pool.submit(cache.look_up, QUESTION, None, KEY, check=waits.set)
+        assert waits.wait(20)
         assert "away" in cache.keep(answer(), vector(), KEY)
         assert other.result(20).hit.answer == "It limits windows [1]."
 

@@ -32,6 +32,7 @@ from rag.store_care.move import move
 from rag.store_care.reembed import FROM
 from rag.store_care.restore import ASIDE, restore
 from rag.types import PassageRow
+from tests.llm.server import reserved_port
 
 MODEL = ModelInfo("tiny", "embedder", "tiny-8", "cpu", "fp32", dimension=8)
 LEARNED = ModelInfo("bge", "embedder", "bge-8", "cpu", "fp32", dimension=8, learned_sparse=True)
@@ -342,12 +343,14 @@ def test_what_a_broken_off_restore_left_is_cleared_by_the_next(saved: Path, stor
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    with reserved_port() as port:
+        yield from _serving(tmp_path, port)
+
+
+def _serving(tmp_path: Path, port: int) -> Iterator[str]:
     command = [sys.executable, "-m", "milvus_lite", "server", "--data-dir", str(tmp_path / "server"), "--host", "127.0.0.1"]
     process = subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    end = time.monotonic() + 60
+    end = time.monotonic() + 90
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), 1).close()

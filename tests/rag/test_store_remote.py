@@ -16,24 +16,27 @@ from rag.errors import RagError
 from rag.routes import fuse
 from rag.store import Store
 from rag.types import PassageRow
+from tests.llm.server import reserved_port
 
 MODEL = ModelInfo("tiny", "embedder", "tiny-4", "cpu", "fp32", dimension=4)
 
 
 @pytest.fixture
 def server(tmp_path: Path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    with reserved_port() as port:
+        yield from _serving(tmp_path, port)
+
+
+def _serving(tmp_path: Path, port: int):
     command = [sys.executable, "-m", "milvus_lite", "server", "--data-dir", str(tmp_path / "server"), "--host", "127.0.0.1"]
     process = subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    end = time.monotonic() + 30
+    end = time.monotonic() + 90
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), 1).close()
             break
         except OSError:
-            assert time.monotonic() < end
+            assert time.monotonic() < end and process.poll() is None
             time.sleep(0.1)
     yield f"http://127.0.0.1:{port}", process
     process.kill()
@@ -59,19 +62,19 @@ def test_two_clients_share_a_server_and_the_round_trip_is_measured(server, tmp_p
         assert found.dense[0].id == "p0"
         assert all(passage.scores["dense"] is not None and passage.scores["sparse"] is not None for passage in best)
         assert two.documents(name)["d"].passages == 6
-        assert 0 < two.round_trip_seconds < 5
+        assert 0 < two.round_trip_seconds < 10
         assert not two.embedded
     finally:
         one.close()
         two.close()
 
 
-@pytest.mark.timeout(90)
 def test_a_server_that_dies_gives_a_connection_error_and_the_store_works_when_it_is_back(server, tmp_path: Path):
     uri, process = server
-    store = Store(uri=uri, data_dir=tmp_path, collection="passages", timeout=2.0)
+    store = Store(uri=uri, data_dir=tmp_path, collection="passages", timeout=10.0)
     try:
         name = fill(store)
+        store.timeout = 2.0
         process.kill()
         process.wait(20)
         started = time.monotonic()
@@ -79,12 +82,13 @@ def test_a_server_that_dies_gives_a_connection_error_and_the_store_works_when_it
             store.search(name, np.array([1, 0, 0, 0], dtype=np.float32), "pumps", 4)
         assert caught.value.kind in ("connection", "timeout")
         assert caught.value.address == uri
-        assert time.monotonic() - started < 30, "without a stated timeout it would retry for minutes"
+        assert time.monotonic() - started < 60, "without a stated timeout it would retry for minutes"
         port = uri.rsplit(":", 1)[1]
         command = [sys.executable, "-m", "milvus_lite", "server", "--data-dir", str(tmp_path / "server"), "--host", "127.0.0.1"]
         again = subprocess.Popen([*command, "--port", port], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            end = time.monotonic() + 40
+            store.timeout = 10.0
+            end = time.monotonic() + 90
             while True:
                 try:
                     store.use(MODEL)  # as every query does; a restarted server has to load the collection again

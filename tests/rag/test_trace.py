@@ -6,7 +6,6 @@ import gzip
 import json
 import logging
 import re
-import socket
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -22,7 +21,9 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from rag.errors import Cancelled, StageError
 from rag.trace import QueryTrace, SpanRecord, TimeOrderedIds, Tracing
 from rag.types import Answer, Passage, Problem
+from tests.llm.server import reserved_port
 
+PATIENCE = 20.0  # seconds: far over what a loaded machine takes, far under what a hanging collector would
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
@@ -152,7 +153,7 @@ def test_spans_nest_under_the_root_and_carry_both_conventions() -> None:
         "llm.token_count.total": 15,
     }
     assert wanted.items() <= dict(generate.attributes).items()
-    assert 0 <= generate.attributes["gen_ai.response.time_to_first_chunk"] < 1
+    assert 0 <= generate.attributes["gen_ai.response.time_to_first_chunk"] < PATIENCE
     assert [event.name for event in generate.events] == ["First Token Stream Event"]
     assert "gen_ai.response.id" not in generate.attributes
 
@@ -317,7 +318,7 @@ def test_all_documents_arrive_at_a_collector(collector: Collector) -> None:
             pass
         stages(trace)
         trace.finish(answer_of(trace, passages=passages(40)))
-    assert tracing.flush(5.0) and tracing.shutdown(5.0)
+    assert tracing.flush(PATIENCE) and tracing.shutdown(PATIENCE)
     spans = collector.spans()
     search, rerank, generate = spans["retrieval manuals"], spans["rerank reranker"], spans["chat llama"]
     assert search["retrieval.documents.0.document.id"] == "p0"
@@ -342,7 +343,7 @@ def test_no_document_leaves_when_content_is_not_captured(collector: Collector) -
     with tracing.query("secret") as trace:
         stages(trace)
         trace.finish(answer_of(trace, answer="secret", passages=passages(3)))
-    tracing.shutdown(5.0)
+    assert tracing.shutdown(PATIENCE)
     assert len(collector.spans()) == 4
     assert not [key for span in collector.spans().values() for key in span if ".document." in key or key.endswith(".value")]
 
@@ -356,21 +357,15 @@ def test_the_sdk_s_own_limit_would_have_lost_documents() -> None:
     assert len(flat) > 128
 
 
-def refused_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{probe.getsockname()[1]}/v1/traces"
-
-
 def test_an_unreachable_collector_is_counted_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    tracing = Tracing(exporter=OTLPSpanExporter(endpoint=refused_address(), timeout=0.3))
-    with caplog.at_level(logging.WARNING):
+    with reserved_port() as port, caplog.at_level(logging.WARNING):
+        tracing = Tracing(exporter=OTLPSpanExporter(endpoint=f"http://127.0.0.1:{port}/v1/traces", timeout=0.3))
         for _ in range(40):
             with tracing.query("q") as trace:
                 stages(trace)
                 trace.finish(answer_of(trace))
-        assert not tracing.flush(5.0)
-        assert tracing.shutdown(5.0)
+        assert not tracing.flush(PATIENCE)
+        assert tracing.shutdown(PATIENCE)
     health = tracing.export_health()
     assert health and (health.failed, health.sent, health.pending) == (160, 0, 0) and health.last_error
     assert len([record for record in caplog.records if record.name == "rag.otlp"]) == 1
@@ -386,15 +381,15 @@ def test_an_exporter_that_raises_ends_nothing(caplog: pytest.LogCaptureFixture) 
     for _ in range(2):
         with tracing.query("q") as trace:
             trace.finish(answer_of(trace))
-        tracing.flush(5.0)
+        tracing.flush(PATIENCE)
     health = tracing.export_health()
     assert health and health.failed == 2 and health.last_error == "RuntimeError: broken exporter"
     tracing.shutdown()
 
 
 def test_a_hanging_collector_blocks_neither_queries_nor_shutdown(collector: Collector) -> None:
-    collector.delay = 3.0
-    tracing = Tracing(exporter=OTLPSpanExporter(endpoint=collector.url, timeout=10))
+    collector.delay = 2 * PATIENCE
+    tracing = Tracing(exporter=OTLPSpanExporter(endpoint=collector.url, timeout=3 * PATIENCE))
     slowest = 0.0
     for _ in range(600):
         start = time.perf_counter()
@@ -402,10 +397,10 @@ def test_a_hanging_collector_blocks_neither_queries_nor_shutdown(collector: Coll
             stages(trace)
             trace.finish(answer_of(trace))
         slowest = max(slowest, time.perf_counter() - start)
-    assert slowest < 0.5
+    assert slowest < PATIENCE
     start = time.perf_counter()
     assert not tracing.shutdown(0.3)
-    assert time.perf_counter() - start < 2.0
+    assert time.perf_counter() - start < PATIENCE
     health = tracing.export_health()
     assert health and health.dropped > 0 and health.dropped + health.pending + health.sent + health.failed == 2400
 
@@ -415,7 +410,7 @@ def test_shutdown_sends_what_is_queued_and_what_comes_later_is_dropped(collector
     for _ in range(100):
         with tracing.query("q") as trace:
             trace.finish(answer_of(trace, passages=passages(2)))
-    assert tracing.shutdown(5.0)
+    assert tracing.shutdown(PATIENCE)
     with tracing.query("q") as trace:
         trace.finish(answer_of(trace))
     health = tracing.export_health()

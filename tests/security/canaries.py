@@ -55,7 +55,10 @@ class Search:
         for path in sorted(folder.rglob("*")):
             if not path.is_file() or path in set(but):
                 continue
-            places = {str(path): path.read_bytes(), **dict(_cells(path))}
+            try:
+                places = {str(path): path.read_bytes(), **dict(_cells(path))}
+            except FileNotFoundError:  # of a process that runs: gone since it was listed, so nothing of it is kept
+                continue
             leaks |= {place: names for place, data in places.items() if (names := self.found(data))}
         return leaks
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,12 +27,16 @@ PLANTED = f"""() => [...document.querySelectorAll('[data-planted], [onerror], [o
 BEYOND = """() => [document.scrollingElement, document.querySelector('[data-testid=stMain]')]
 .map(node => node.scrollWidth - node.clientWidth)"""
 NARROW = {"width": 390, "height": 844}
+LINKS = "nodes => nodes.map(node => node.getAttribute('href') || '')"  # in one look: a page that ticks changes between two
+PATIENCE_MS = 90_000
+LAID_OUT_SECONDS = 20.0
 
 
 def settled(page: Page) -> None:
     """Wait until the script has run and nothing is a skeleton any more; asks the page nothing that its policy forbids."""
-    page.wait_for_selector("[data-testid='stApp'][data-test-connection-state='CONNECTED'][data-test-script-state='notRunning']")
-    page.wait_for_selector("[data-testid='stSkeleton']", state="detached")
+    ready = "[data-testid='stApp'][data-test-connection-state='CONNECTED'][data-test-script-state='notRunning']"
+    page.wait_for_selector(ready, timeout=PATIENCE_MS)
+    page.wait_for_selector("[data-testid='stSkeleton']", state="detached", timeout=PATIENCE_MS)
 
 
 @dataclass
@@ -62,14 +67,23 @@ class Watched:
         settled(self.page)
 
     def beyond(self) -> list[int]:
-        """Pixels by which the page is wider than a telephone's window, of the window and of its main part."""
+        """Pixels by which the page is wider than a telephone's window, of the window and of its main part; what is drawn anew at
+        another width (charts, the sidebar) has its time for it."""
         before = self.page.viewport_size
         assert before is not None
         self.page.set_viewport_size(NARROW)
         settled(self.page)
         pixels: list[int] = self.page.evaluate(BEYOND)
+        end = time.monotonic() + LAID_OUT_SECONDS
+        while any(pixels) and time.monotonic() < end:
+            self.page.wait_for_timeout(100)
+            pixels = self.page.evaluate(BEYOND)
         self.page.set_viewport_size(before)
         return pixels
+
+    def links(self) -> tuple[str, ...]:
+        """The addresses that its main part links to."""
+        return tuple(self.page.get_by_test_id("stMain").locator("a[href]").evaluate_all(LINKS))
 
     def downloads(self) -> list[tuple[str, bytes]]:
         """(name, bytes) of every file that is offered where one can see it."""
@@ -89,7 +103,7 @@ class Watched:
 @contextmanager
 def watched(context: BrowserContext, origin: str) -> Iterator[Watched]:
     page = context.new_page()
-    page.set_default_timeout(30_000)
+    page.set_default_timeout(PATIENCE_MS)
     seen = Watched(page, origin)
     host = urlsplit(origin).netloc
 
@@ -122,6 +136,7 @@ def signed_in(browser: Browser, origin: str, token: str) -> BrowserContext:
     """A browser's context with the session that the sign-in gives."""
     context = browser.new_context(viewport={"width": 1440, "height": 900})
     page = context.new_page()
+    page.set_default_timeout(PATIENCE_MS)
     page.goto(origin)
     page.get_by_label(re.compile("token", re.I)).fill(token)
     page.get_by_role("button", name="Sign in", exact=True).click()

@@ -203,7 +203,7 @@ def test_the_websocket_takes_no_token_from_its_address(world: World, tokens: dic
 def web_socket(world: World, headers: dict[str, str], query: str = "") -> int:
     uri = f"ws://127.0.0.1:{world.port}/_stcore/stream{query}"
     try:
-        with connect(uri, origin=world.url, additional_headers=headers, subprotocols=["streamlit"], proxy=None):
+        with connect(uri, origin=world.url, additional_headers=headers, subprotocols=["streamlit"], proxy=None, open_timeout=90):
             return 101
     except websockets.exceptions.InvalidStatus as refused:
         return refused.response.status_code
@@ -227,7 +227,7 @@ def test_tricks_with_the_path_open_nothing(world: World) -> None:
     for path in ("/api/health/../v1/queries", "/api/%2e%2e/api/v1/queries", "/api//v1/queries", "/signin/../api/v1/queries", "/api/v1/queries;/api/health",
                  "/api/v1/queries?x=/api/health", "/api/v1/queries%00/api/health", "/api/v1/queries#/signin"):  # fmt: skip
         raw = subprocess.run(
-            ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "--path-as-is", "--max-time", "20", world.url + path],
+            ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "--path-as-is", "--max-time", "90", world.url + path],
             capture_output=True, text=True, check=True,
         )  # fmt: skip
         assert int(raw.stdout) in (*REFUSED, 400, 404, 303), path

@@ -46,7 +46,7 @@ def _kept_to(url: str, examples: int) -> dict[str, int]:
         @settings(max_examples=examples, deadline=None, derandomize=True, database=None, phases=PHASES, suppress_health_check=ALL)
         @given(case=operation.as_strategy())
         def holds(case: schemathesis.Case) -> None:
-            response = case.call(timeout=30)
+            response = case.call(timeout=120)
             tried[case.path] = tried.get(case.path, 0) + 1
             wanted = [checks.not_a_server_error]
             if response.status_code == 200:
@@ -96,7 +96,7 @@ def test_the_api_keeps_to_its_document(api: str) -> None:
 
 
 def test_the_document_names_every_route_of_the_api(api: str) -> None:
-    paths = httpx.get(f"{api}/api/v1/openapi.json", timeout=30).json()["paths"]
+    paths = httpx.get(f"{api}/api/v1/openapi.json", timeout=120).json()["paths"]
     told = {(method.upper(), path) for path, operations in paths.items() for method in operations}
     ours = {(rule.method, rule.path) for rule in RULES if rule.path.startswith("/api/")}
     assert told == ours - {("GET", "/api/v1/openapi.json")}

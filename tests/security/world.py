@@ -35,7 +35,7 @@ from tests.security.planted import DECLARED, IN_ENVIRONMENT, NAMES, plant, with_
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 90.0
-START_SECONDS = 150.0  # models load for a minute on a machine that has much else to do
+START_SECONDS = 300.0  # models load for a minute on a machine that has much else to do
 QUESTION = f"What does the boiler manual say? {PAYLOAD}"
 KEY_VARIABLE = "PLANTED_KEY"  # an entry names it, and it holds the secret IN_ENVIRONMENT
 STATUSES = (400, 401, 403, 404, 413, 418, 422, 429, 500, 503)  # that the language model's server refuses with
@@ -170,7 +170,7 @@ def _start(folder: Path, config: Path, port: int) -> subprocess.Popen[bytes]:
 def _end(world: World) -> None:
     if world.process.poll() is None:
         world.process.send_signal(signal.SIGTERM)
-        world.process.wait(60)
+        world.process.wait(PATIENCE_SECONDS)
 
 
 def _with_user(url: str, secret: str) -> str:
@@ -285,7 +285,7 @@ def _program(path: Path, text: str) -> None:
 def _process_with_a_name() -> Iterator[None]:
     """A process that the kernel lists under a hostile name and command line."""
     name = "<img src=x one>"
-    code = f"import ctypes,time\nctypes.CDLL(None).prctl(15, {name.encode()!r}, 0, 0, 0)\ntime.sleep(600)"
+    code = f"import ctypes,time\nctypes.CDLL(None).prctl(15, {name.encode()!r}, 0, 0, 0)\ntime.sleep(7200)"
     process = subprocess.Popen([sys.executable, "-c", code, PAYLOAD])
     try:
         yield

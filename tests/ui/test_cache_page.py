@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,6 +17,7 @@ from gpu_server.errors import ConnectionFailed
 from rag.cache.types import CachedAnswer
 from rag.semantic_cache import CacheLimits, SemanticCache, open_cache
 from rag.types import Answer, Interval, Split, Stage
+from tests.collectors.service_fakes import free_port
 from tests.fresh_runtime import only_settings_of
 from tests.rag.cache_samples import KEY, answer, vector
 from ui import cache_cached, cache_calibration
@@ -38,7 +38,7 @@ def rt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[runtime.Runtime]:
     with only_settings_of(folder):
         running = runtime.get()
         job = running.submit_ingest([folder / "cold.md"])
-        assert job.wait(90)
+        assert job.wait(150)
         yield running
 
 
@@ -124,7 +124,7 @@ def test_without_an_answer_it_says_what_to_do_next(app: AppTest, cache: Semantic
 def test_a_question_asked_twice_is_a_hit_on_the_page(app: AppTest, cache: SemanticCache, rt: runtime.Runtime) -> None:
     for _ in range(2):
         job = rt.submit_query("What takes the first query 12 seconds?")
-        assert job.wait(60)
+        assert job.wait(120)
     assert rt.traces.flush()
     found = shown(app)
     assert "50 %" in found and "n 2 since" in found and "1 equal, 0 alike · 1 miss" in found
@@ -338,7 +338,7 @@ def test_a_calibration_takes_force_by_the_second_click_only(
     shown(app, "Calibration")
     submit(app, "Calibrate")
     job = rt.jobs.get(str(app.query_params["job"]))
-    assert job is not None and job.wait(60)
+    assert job is not None and job.wait(120)
     app.run()
     found = html(app)
     assert not app.exception and "Found in" in found and "held out" in found and "In force now: cosine 0.64" in found
@@ -358,7 +358,7 @@ def test_a_calibration_without_a_solution_says_so(
     shown(app, "Calibration")
     submit(app, "Calibrate")
     job = rt.jobs.get(str(app.query_params["job"]))
-    assert job is not None and job.wait(60)
+    assert job is not None and job.wait(120)
     app.run()
     assert "too few families" in html(app) and "The calibration failed" in html(app)
 
@@ -398,9 +398,7 @@ def test_a_cache_that_is_off_says_why_and_what_to_do(app: AppTest, rt: runtime.R
 def test_redis_that_is_away_is_told_without_its_password_and_the_page_stays(
     app: AppTest, rt: runtime.Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     away = open_cache(tmp_path, f"redis://:hunter2@127.0.0.1:{port}/0", CacheLimits(dense=0.9))
     monkeypatch.setattr(rt._answer_cache, "cache", away)
     try:

@@ -44,7 +44,7 @@ def rt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[runtime.Runtime]:
     with only_settings_of(folder):
         the_runtime.clear()
         running = runtime.get()
-        assert running.submit_ingest([guide]).wait(90)
+        assert running.submit_ingest([guide]).wait(150)
         yield running
         the_runtime.clear()
 
@@ -73,7 +73,7 @@ def html(app: AppTest) -> str:
 
 def asked(rt: runtime.Runtime, question: str) -> str:
     job = rt.submit_query(question)
-    assert job.wait(60) and job.result is not None
+    assert job.wait(120) and job.result is not None
     rt.traces.flush()
     return job.result.id
 
@@ -94,7 +94,7 @@ def finished_run(app: AppTest, rt: runtime.Runtime) -> AppTest:
     app.button(key="run-start").click().run()
     assert not app.exception
     job = rt.jobs.get(str(app.query_params["job"]))
-    assert job is not None and job.wait(60) and job.error is None
+    assert job is not None and job.wait(120) and job.error is None
     app.run()
     assert not app.exception
     return app

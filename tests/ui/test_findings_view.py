@@ -84,6 +84,6 @@ def page() -> None:
 
 
 def test_the_first_is_open_and_the_others_wait() -> None:
-    at = AppTest.from_function(page, default_timeout=30).run()
+    at = AppTest.from_function(page, default_timeout=60).run()
     assert not at.exception
     assert len(at.expander) == 1 and "\n" not in at.expander[0].label and "\\<img" in at.expander[0].label

@@ -31,7 +31,7 @@ def script(path: str) -> None:
 
 
 def shown(path: Path) -> str:
-    run = AppTest.from_function(script, args=(str(path),), default_timeout=20).run()
+    run = AppTest.from_function(script, args=(str(path),), default_timeout=60).run()
     assert not run.exception
     return "".join(str(element.proto.body) for element in run.get("html"))
 

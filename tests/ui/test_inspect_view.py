@@ -155,7 +155,7 @@ def test_the_scan_groups_duplicates_and_has_an_address(rt: runtime.Runtime) -> N
     app.button[0].click().run()
     assert not app.exception
     (job,) = rt.jobs.recent("duplicates")[:1]
-    assert job.wait(60)
+    assert job.wait(120)
     shown = html(opened(subject="duplicates", scan=job.id))
     assert "copy-one.md" in shown and "copy-two.md" in shown and f"{LONG + 6} passages compared" in shown
 

@@ -43,7 +43,7 @@ def rt(docs: Path) -> Iterator[runtime.Runtime]:
         patch.setenv("RAGDECK_CONFIG", str(config))
         runtime.shut_down()
         running = runtime.get()
-        assert running.submit_ingest([docs], label="<b>my</b> files").wait(90)
+        assert running.submit_ingest([docs], label="<b>my</b> files").wait(150)
         yield running
         runtime.shut_down()
 
@@ -82,7 +82,7 @@ def test_an_ingestion_by_its_address_with_its_files_and_a_second_try(app: AppTes
     assert "bad &lt;b&gt;.json" in shown and "broken JSON" in shown
     (docs / "bad <b>.json").write_text('{"whole": "by now"}')
     app.button(key="retry-ingest").click().run()
-    assert rt.jobs.get(job.id).wait(60)
+    assert rt.jobs.get(job.id).wait(120)
     app.run()
     assert not app.exception
     assert "1 added" in html(app)
@@ -95,7 +95,7 @@ def test_a_paused_one_is_resumed_on_the_page(app: AppTest, rt: runtime.Runtime, 
     shown = open_knowledge(app, view="ingestion", job=paused.id)
     assert "paused earlier: paused" in shown
     app.button(key="resume-ingest").click().run()
-    assert rt.jobs.get(paused.id).wait(60)
+    assert rt.jobs.get(paused.id).wait(120)
     app.run()
     assert rt.library.ingestions.get(paused.id).state == "finished"
     assert "2 unchanged" in html(app)

@@ -88,7 +88,7 @@ def app(rt: runtime.Runtime) -> AppTest:
         view = snapshot.machine("gpu-1")
         return view.state == "ok" and all(part.value is not None for _, part in view.parts()) and view.host.value.seconds
 
-    assert rt.sweep.wait_for(is_read, 30.0), rt.sweep.snapshot().machine("gpu-1")
+    assert rt.sweep.wait_for(is_read, 120.0), rt.sweep.snapshot().machine("gpu-1")
     opened = AppTest.from_file(str(ROOT / "ui" / "frame.py"), default_timeout=60)
     opened.run()
     opened.query_params["name"] = "gpu-1"

@@ -33,7 +33,7 @@ def rt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[runtime.Runtime]:
         runtime.shut_down()
         running = runtime.get()
         job = running.submit_ingest([folder / "cold.md", folder / "he.md"])
-        assert job.wait(90)
+        assert job.wait(150)
         yield running
         runtime.shut_down()
 
@@ -69,7 +69,7 @@ def ask(app: AppTest, rt: runtime.Runtime, question: str) -> str:
     assert not app.exception
     if "job" in app.query_params:
         job = rt.jobs.get(str(app.query_params["job"]))
-        assert job is not None and job.wait(60)
+        assert job is not None and job.wait(120)
         app.run()
     rt.traces.flush()
     return str(app.query_params["id"])
@@ -134,7 +134,7 @@ def test_query_page_without_a_query_helps(app: AppTest, query: dict[str, str]) -
 
 
 def test_queries_lists_filters_and_counts(app: AppTest, rt: runtime.Runtime) -> None:
-    rt.submit_query("a needle in the list").wait(60)
+    rt.submit_query("a needle in the list").wait(120)
     rt.traces.flush()
     open_page(app, "queries")
     total = rt.traces.count()
@@ -158,21 +158,21 @@ def test_knowledge_takes_an_upload(app: AppTest, rt: runtime.Runtime) -> None:
     app.button[0].click().run()
     assert not app.exception
     job = rt.jobs.recent("ingest")[0]
-    assert job.wait(60)
+    assert job.wait(120)
     app.run()
     assert not app.exception and "1 added" in html(app) and len(rt.knowledge().documents) == 3
 
 
 def test_models_are_tried_and_loaded_anew_by_buttons(app: AppTest, rt: runtime.Runtime) -> None:
     open_page(app, "models")
-    app.button(key="test-embedder").click().run(timeout=60)
+    app.button(key="test-embedder").click().run(timeout=120)
     assert "embedded one text in" in html(app) and "384 dimensions" in html(app)
     before = next(model.runs for model in rt.status().models if model.kind == "embedder")
-    app.button(key="reload-embedder").click().run(timeout=90)
+    app.button(key="reload-embedder").click().run(timeout=120)
     assert not app.exception and "all-MiniLM-L6-v2 in this process embedded one text" in html(app)
     status = next(model for model in rt.status().models if model.kind == "embedder")
     assert status.state == "warm" and status.runs > before
-    app.button(key="test-reranker").click().run(timeout=60)
+    app.button(key="test-reranker").click().run(timeout=120)
     assert "scored one pair in" in html(app)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -88,11 +89,16 @@ def test_before_anything_was_measured_it_says_what_to_do(app: AppTest) -> None:
     assert "Works offline" in shown and "no load test has finished yet" in shown and shown.count("not measured") >= 4
 
 
-def test_a_run_shows_progress_is_kept_and_can_be_downloaded(app: AppTest, rt: runtime.Runtime) -> None:
+def test_a_run_shows_progress_is_kept_and_can_be_downloaded(
+    app: AppTest, rt: runtime.Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked_twice, known = threading.Event(), RunningProcess.collections
+    monkeypatch.setattr(RunningProcess, "collections", lambda self: asked_twice.wait(WAIT_SECONDS) and known(self))
     opened(app).button("run").click().run()
     job = next(iter(rt.jobs.recent(JOB_KIND)))
     with pytest.raises(RagError, match="running already"):
         submit(rt)
+    asked_twice.set()
     assert job.wait(WAIT_SECONDS) and job.error is None
     assert job.result is not None and tuple(each.code for each in job.result.results) == CODES
     shown = html(opened(app))

@@ -95,7 +95,7 @@ def rt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[runtime.Runtime]:
     (folder / "a.md").write_text("# Pumps\n\nThe pump is slow when the filter is old.\n")
     with only_settings_of(folder):
         running = runtime.get()
-        assert running.submit_ingest([folder / "a.md"]).wait(90)
+        assert running.submit_ingest([folder / "a.md"]).wait(150)
         yield running
 
 
@@ -151,7 +151,7 @@ def test_embedding_again_runs_as_a_job_and_puts_the_new_collection_into_use(app:
     app.run()
     press(app, "Embed again")
     job = rt.jobs.recent(store_view.KIND)[0]
-    assert job.wait(60) and job.error is None
+    assert job.wait(120) and job.error is None
     assert job.id in app.query_params["storejob"]
     app.run()
     assert not app.exception
@@ -164,7 +164,7 @@ def test_a_backup_is_written_listed_and_offered(app: AppTest, rt: runtime.Runtim
     assert "There is no backup yet" in texts(app)
     press(app, "Back up now")
     job = rt.jobs.recent(store_view.KIND)[0]
-    assert job.wait(60) and job.error is None
+    assert job.wait(120) and job.error is None
     app.run()
     (path,) = (rt.settings.data_dir / "backups").glob("*.zip")
     assert zipfile.is_zipfile(path) and path.name in texts(app) and "rows of" in texts(app)
