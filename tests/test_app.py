@@ -23,6 +23,7 @@ from playwright.sync_api import Page, sync_playwright
 from websockets.sync.client import connect
 
 from rag.trace_store import TraceStore
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = "/usr/bin/chromium"
@@ -86,10 +87,10 @@ def status(url: str) -> int:
 
 
 @contextlib.contextmanager
-def start(folder: Path, address: str = "127.0.0.1", settings: str = SETTINGS, **environment: str) -> Iterator[App]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def start(
+    folder: Path, address: str = "127.0.0.1", settings: str = SETTINGS, port: int | None = None, **environment: str
+) -> Iterator[App]:
+    port = port or free_port()
     config, log = folder / "dashboard.toml", folder / "log"
     config.write_text(settings)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAGDECK_", "STREAMLIT_"))}

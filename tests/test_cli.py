@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,8 @@ from pathlib import Path
 
 import pytest
 from fpdf import FPDF
+
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[1]
 
@@ -144,12 +145,6 @@ def test_wrong_settings_are_told_with_key_and_line(tmp_path: Path):
     done = rag(tmp_path / "data", "ask", "x", RAGDECK_CONFIG=str(config))
     assert done.returncode == 2
     assert "dashboard.toml, line 2: reranker.top_kk" in done.stderr
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

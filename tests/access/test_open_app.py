@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -15,16 +15,11 @@ import pytest
 
 from access.tokens import TokenStore
 from tests.access.oidc_provider import CLIENT, SECRET, Provider, provider
+from tests.ports import free_port
 from tests.test_app import PATIENCE, ROOT, SETTINGS, App, start
 
 PROXY_SECRET = "hunter2-proxy-secret"
 PROXY = {"x-forwarded-user": "anna", "x-ragdeck-proxy-secret": PROXY_SECRET}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 # 1) refused
@@ -136,17 +131,14 @@ def signed_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[App, P
 
 @contextmanager
 def signing_in(folder: Path, access: str) -> Iterator[tuple[App, Provider]]:
-    with provider() as identity, ExitStack() as running:
-        port = free_port()
+    port = free_port()  # the settings name it
+    with provider() as identity:
         lines = (
             f'{access}[access.oidc]\nmetadata_url = "{identity.url}/.well-known/openid-configuration"\n'
             f'client_id = "{CLIENT}"\nredirect_uri = "http://127.0.0.1:{port}/oauth2callback"\n'
         )
-        with pytest.MonkeyPatch.context() as patch:
-            # The provider must know our address before `start` chooses a port: it gets this one
-            patch.setattr("tests.test_app.socket.socket.getsockname", lambda self: ("127.0.0.1", port), raising=False)
-            app = running.enter_context(start(folder, "0.0.0.0", SETTINGS + lines, RAGDECK_OIDC_CLIENT_SECRET=SECRET))
-        yield app, identity
+        with start(folder, "0.0.0.0", SETTINGS + lines, port, RAGDECK_OIDC_CLIENT_SECRET=SECRET) as app:
+            yield app, identity
 
 
 def client(app: App) -> httpx.Client:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from access.tokens import TokenStore
-from tests.llm.server import free_port
+from tests.ports import free_port
 from tests.test_app import PATIENCE, ROOT, SETTINGS, App, status, wait_for
 
 ONLY_OIDC = """[api]

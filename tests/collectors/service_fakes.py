@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import ipaddress
-import random
 import socket
 import subprocess
 import threading
@@ -123,16 +122,6 @@ def says(data: bytes) -> Callable[[socket.socket], None]:
         silence(connection)
 
     return serve
-
-
-def free_port() -> int:
-    """Below the ports that Linux gives to connections and to servers on port 0: those would take it before who asked for it does,
-    and a client that looks whether the server is up could be connected to itself."""
-    while True:
-        port = random.SystemRandom().randrange(10_000, 32_000)  # Hypothesis gives every process the same `random`
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 def wait_for(condition: Callable[[], Any], process: subprocess.Popen[bytes] | None = None) -> None:

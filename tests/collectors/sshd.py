@@ -16,7 +16,7 @@ import psutil
 
 from collectors.ssh import SshShell
 from collectors.ssh_config import Route
-from tests.collectors.service_fakes import free_port
+from tests.ports import free_port
 
 
 def keygen(path: Path, kind: str = "ed25519", passphrase: str = "") -> Path:

@@ -23,8 +23,9 @@ from collectors.readings import Fault, Gpu, Gpus
 from collectors.table import table
 from collectors.views import MachineView, Part, Problem, Snapshot
 from tests.collectors.machine_fakes import machine_of
-from tests.collectors.service_fakes import fake_service, free_port
+from tests.collectors.service_fakes import fake_service
 from tests.collectors.sshd import Sshd
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 LOCAL = {"name": "local", "collect": ["host"]}

@@ -18,7 +18,8 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from collectors.probes import KINDS, engine_metrics, probe
 from collectors.services import KINDS as NAMES
 from collectors.services import Service, ServiceError, Thresholds, metrics
-from tests.collectors.service_fakes import fake_port, fake_service, free_port, make_certificate, says, silence
+from tests.collectors.service_fakes import fake_port, fake_service, make_certificate, says, silence
+from tests.ports import free_port
 
 HTTP_KINDS = ("gpu_server", "openai-chat", "openai-embeddings", "rerank", "whisper", "ocr")
 KEY = "sk-very-secret-0001"

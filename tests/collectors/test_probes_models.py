@@ -21,8 +21,9 @@ from collectors import probe_samples as samples
 from collectors.probes import engine_metrics, probe
 from collectors.services import ProbeResult, Service
 from collectors.vllm_metrics import engine
-from tests.collectors.service_fakes import fake_service, free_port, running, wait_for
+from tests.collectors.service_fakes import fake_service, running, wait_for
 from tests.llm import tiny
+from tests.ports import free_port
 
 
 def works(address: str, kind: Any, **changes: Any) -> ProbeResult:

@@ -24,7 +24,6 @@ from collectors.services import ProbeResult, Service, metrics
 from tests.collectors.service_fakes import (
     fake_port,
     fake_service,
-    free_port,
     make_certificate,
     running,
     says,
@@ -32,6 +31,7 @@ from tests.collectors.service_fakes import (
     takes_connections,
     wait_for,
 )
+from tests.ports import free_port
 
 PASSWORD = "correct-horse-battery"
 

@@ -20,7 +20,8 @@ from collectors.prometheus_source import MachineReading, PrometheusSource, machi
 from collectors.readings import metrics, to_json
 from collectors.services import Service, ServiceError
 from collectors.vllm_metrics import _rows
-from tests.collectors.service_fakes import FakeService, fake_service, free_port, running, wait_for
+from tests.collectors.service_fakes import FakeService, fake_service, running, wait_for
+from tests.ports import free_port
 
 DATA = Path(__file__).parent / "data"
 TOKENS_A_SECOND = 100

@@ -30,8 +30,8 @@ from collectors.errors import (
 from collectors.host_keys import HostKey, KnownHosts
 from collectors.ssh import SshShell, _ordered
 from collectors.ssh_config import Route, Target, resolve, split_address
-from tests.collectors.service_fakes import free_port
 from tests.collectors.sshd import Sshd, eventually, keygen
+from tests.ports import free_port
 
 
 @pytest.fixture(scope="module")

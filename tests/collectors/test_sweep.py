@@ -34,8 +34,9 @@ from collectors.sweep import Sweep
 from collectors.views import MachineView, Part, Problem, ServiceView, Snapshot
 from collectors.watching import Memory
 from tests.collectors.machine_fakes import FakeProgram, FakeReader, fake_nvidia_smi, machine_of, nvidia_smi_script, with_path
-from tests.collectors.service_fakes import fake_port, fake_service, free_port, running, silence
+from tests.collectors.service_fakes import fake_port, fake_service, running, silence
 from tests.collectors.sshd import Sshd, eventually
+from tests.ports import free_port
 
 PATIENCE = 60.0
 HOST_ONLY: tuple[PartName, ...] = ("host",)

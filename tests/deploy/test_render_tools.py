@@ -27,11 +27,11 @@ from deploy.render import files, kubernetes, reading
 from deploy.render.targets import rendered
 from gpu_server import __main__ as gpu_server
 from gpu_server.service import Limits
-from tests.collectors.service_fakes import free_port
 from tests.deploy.test_render import VARIANTS, made
 from tests.deploy.test_render_metrics import Fake
 from tests.deploy.tools import ran, tool
 from tests.gpu_server.serving import wait_until
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

@@ -28,8 +28,9 @@ from deploy.validation.types import Check, Item, Report, Verdict, failed, passed
 from gpu_server.interfaces import Embeddings, ModelInfo, Timing
 from rag.errors import RagError
 from settings import load, reference
-from tests.collectors.service_fakes import Certificate, fake_service, free_port, make_certificate
+from tests.collectors.service_fakes import Certificate, fake_service, make_certificate
 from tests.deploy.validation_cases import NOW, FakeProcess, collection, result, world
+from tests.ports import free_port
 from tests.ui.deployment_fakes import host
 
 EVIL = '"><img src=x onerror=alert(1)>'

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 from rag.otlp import SpanRecord
 from tests.gpu_server.odd_server import Asked, Odd, odd_server
+from tests.ports import free_port
 
 MODEL = "fake/words"
 READY_SECONDS = 120.0
@@ -328,9 +329,7 @@ class _Line:
 @contextlib.contextmanager
 def milvus_server(folder: Path) -> Iterator[str]:
     """Milvus Lite's own server over gRPC, in a process of its own; its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [
         sys.executable,
         "-m",

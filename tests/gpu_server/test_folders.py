@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from gpu_server.devices import import_torch
 from gpu_server.errors import ModelError
 from scripts import make_random_models
 from tests.gpu_server.hub_server import COMMIT, fake_hub
+from tests.ports import free_port
 
 torch: Any = import_torch()
 
@@ -261,9 +261,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty hub cache, and no way to the real hub: its address is a port that nobody listens at."""
     from huggingface_hub import constants
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        closed = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    closed = f"http://127.0.0.1:{free_port()}"
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     use_hub(monkeypatch, closed)

@@ -32,7 +32,7 @@ from rag.store_lock import StoreLock
 from tests.latency.small_lab import SmallLab
 from tests.llm import fakes
 from tests.llm.fakes import DONE, FakeServer
-from tests.llm.server import reserved_port
+from tests.ports import free_port, reserved_port
 
 USAGE = {**fakes.delta(), "choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}}
 SPOKEN = (
@@ -398,9 +398,7 @@ class _Health(BaseHTTPRequestHandler):
 def test_each_remote_address_is_connected_to_and_asked(lab: SmallLab):
     http = ThreadingHTTPServer(("127.0.0.1", 0), _Health)
     threading.Thread(target=http.serve_forever, daemon=True).start()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        closed = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    closed = f"http://127.0.0.1:{free_port()}"
     services = (
         Service("llm", "openai-chat", f"http://127.0.0.1:{http.server_port}/v1", "m", "sk-very-secret"),
         Service("store", "milvus", closed),

@@ -31,7 +31,7 @@ from latency.load.steps import Heard, Step, Times, Told, step_of, throughput
 from latency.load.users import Turns, arrivals
 from rag.errors import RagError
 from rag.types import Answer, Interval, Options, Problem, Split, Stage
-from tests.llm.server import reserved_port
+from tests.ports import reserved_port
 
 QUESTIONS = ("one?", "two?", "three?")
 

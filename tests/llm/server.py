@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+
+from tests.ports import reserved_port
 
 READY_SECONDS = 150.0
 
@@ -30,21 +31,6 @@ class LlmServer:
         """kill -9, as the kernel does it when memory is short; returns when the process is gone."""
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextlib.contextmanager
-def reserved_port() -> Iterator[int]:
-    """A port that the system gives to nobody else meanwhile. Connections are refused until a server binds it, as it may."""
-    with socket.socket() as held:
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # with a server's own: both may bind, one listens
-        held.bind(("127.0.0.1", 0))
-        yield int(held.getsockname()[1])
 
 
 @contextlib.contextmanager

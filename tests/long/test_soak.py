@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_cli import ROOT, env, free_port, rag, wait_healthy
+from tests.ports import free_port
+from tests.test_cli import ROOT, env, rag, wait_healthy
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
 

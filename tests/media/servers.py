@@ -78,12 +78,15 @@ class FakeServer:
                     outer.at_once += 1
                     outer.most_at_once = max(outer.most_at_once, outer.at_once)
                 try:
-                    send(self, answer(request))
+                    reply = answer(request)
+                    time.sleep(reply.pause)
+                finally:
+                    with outer._lock:  # before the answer goes out: its reader's next request may come before this goes on
+                        outer.at_once -= 1
+                try:
+                    send(self, reply)
                 except OSError:
                     outer.gone.set()
-                finally:
-                    with outer._lock:
-                        outer.at_once -= 1
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -105,7 +108,6 @@ class FakeServer:
 
 
 def send(handler: BaseHTTPRequestHandler, reply: Reply) -> None:
-    time.sleep(reply.pause)
     handler.send_response(reply.status)
     for name, value in reply.headers.items():
         handler.send_header(name, value)

@@ -14,7 +14,7 @@ from rag.cache.index import MemoryIndex
 from rag.cache.redis_answers import RETRY_SECONDS, WAIT_SECONDS, RedisAnswers
 from rag.cache.types import Thresholds
 from rag.semantic_cache import SemanticCache
-from tests.llm.server import reserved_port
+from tests.ports import reserved_port
 from tests.rag.cache_samples import EMBEDDER, KEY, Clock, answer, vector
 
 pytest_plugins = ["tests.redis_server"]

@@ -15,7 +15,8 @@ from rag.errors import RagError
 from rag.generate import ThinkFilter
 from tests.llm import fakes, tiny
 from tests.llm.fakes import DONE, SILENCE, FakeServer
-from tests.llm.server import LlmServer, reserved_port
+from tests.llm.server import LlmServer
+from tests.ports import reserved_port
 
 SOON = 30.0  # seconds that a thing may take which should take none: far over any machine's hiccup
 

@@ -24,7 +24,8 @@ from rag.trace_store import TraceStore
 from rag.types import Answer, HydeEffect, Options, PassageRow, Stage
 from tests.llm import fakes, tiny
 from tests.llm.fakes import DONE, SILENCE, FakeServer
-from tests.llm.server import LlmServer, reserved_port
+from tests.llm.server import LlmServer
+from tests.ports import reserved_port
 
 SOON = 30.0  # seconds that a thing may take which should take none: far over any machine's hiccup
 QUESTION = "why does the reranker answer so late after a restart"

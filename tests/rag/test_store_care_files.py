@@ -32,7 +32,7 @@ from rag.store_care.move import move
 from rag.store_care.reembed import FROM
 from rag.store_care.restore import ASIDE, restore
 from rag.types import PassageRow
-from tests.llm.server import reserved_port
+from tests.ports import reserved_port
 
 MODEL = ModelInfo("tiny", "embedder", "tiny-8", "cpu", "fp32", dimension=8)
 LEARNED = ModelInfo("bge", "embedder", "bge-8", "cpu", "fp32", dimension=8, learned_sparse=True)

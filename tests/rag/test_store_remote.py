@@ -16,7 +16,7 @@ from rag.errors import RagError
 from rag.routes import fuse
 from rag.store import Store
 from rag.types import PassageRow
-from tests.llm.server import reserved_port
+from tests.ports import reserved_port
 
 MODEL = ModelInfo("tiny", "embedder", "tiny-4", "cpu", "fp32", dimension=4)
 

@@ -21,7 +21,7 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from rag.errors import Cancelled, StageError
 from rag.trace import QueryTrace, SpanRecord, TimeOrderedIds, Tracing
 from rag.types import Answer, Passage, Problem
-from tests.llm.server import reserved_port
+from tests.ports import reserved_port
 
 PATIENCE = 20.0  # seconds: far over what a loaded machine takes, far under what a hanging collector would
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"

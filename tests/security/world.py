@@ -25,7 +25,7 @@ from PIL import Image, ImageDraw
 
 from tests.collectors.machine_fakes import with_path
 from tests.collectors.sshd import Sshd, keygen
-from tests.llm.server import free_port
+from tests.ports import free_port
 from tests.redis_server import RedisServer
 from tests.security import hostile_data
 from tests.security.canaries import canary

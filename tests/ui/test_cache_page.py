@@ -17,8 +17,8 @@ from gpu_server.errors import ConnectionFailed
 from rag.cache.types import CachedAnswer
 from rag.semantic_cache import CacheLimits, SemanticCache, open_cache
 from rag.types import Answer, Interval, Split, Stage
-from tests.collectors.service_fakes import free_port
 from tests.fresh_runtime import only_settings_of
+from tests.ports import free_port
 from tests.rag.cache_samples import KEY, answer, vector
 from ui import cache_cached, cache_calibration
 
