@@ -60,7 +60,7 @@ def forget(runtime: Forgetting, ids: Sequence[str]) -> Forgotten:
     problems: list[str] = []
     cached = _tried(problems, "cached answers", lambda: _cached(runtime.cache, set(wanted)))
     marks = _tried(problems, "marks", lambda: _marks(runtime.settings.data_dir, wanted))
-    readings = _tried(problems, "readings", lambda: _readings(runtime.readings, wanted))
+    readings = _tried(problems, "readings", lambda: runtime.readings.delete(wanted))
     return Forgotten(_traces(runtime.traces, wanted), readings, marks, cached, tuple(problems))
 
 
@@ -89,18 +89,6 @@ def _traces(store: TraceStore, ids: Sequence[str]) -> int:
         db.execute("PRAGMA incremental_vacuum").fetchall()
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     return deleted
-
-
-def _readings(store: Any, ids: Sequence[str]) -> int:
-    store.flush()
-    if not store.path.exists():
-        return 0
-    with closing(sqlite3.connect(store.path, timeout=5.0, isolation_level=None)) as db:
-        db.execute("PRAGMA secure_delete = ON")
-        return sum(
-            db.execute(f"DELETE FROM readings WHERE query_id IN ({','.join('?' * len(some))})", some).rowcount
-            for some in _chunks(ids)
-        )
 
 
 def _marks(data_dir: Path, ids: Sequence[str]) -> int:

@@ -14,7 +14,7 @@ import threading
 import time
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 CAPACITY = 256
+MOST_DELETED = 10_000  # remembered, so that what comes late is not written; readings come within seconds
 BUSY_SECONDS = 1.0
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.05, 2.0
 _BATCH = 64
@@ -57,6 +58,7 @@ class ReadingStore:
         self._capacity = capacity
         self._state = threading.Condition()
         self._waiting: OrderedDict[str, QueryReadings] = OrderedDict()
+        self._deleted: OrderedDict[str, None] = OrderedDict()
         self._error: str | None = None
         self._dropped = 0
         self._closing = self._give_up = False
@@ -65,8 +67,12 @@ class ReadingStore:
         self._thread.start()
 
     def save(self, readings: QueryReadings) -> None:
-        """Queue readings for writing; those of the same query are replaced. When too many wait, the oldest are given up."""
+        """Queue readings for writing; those of the same query are replaced. When too many wait, the oldest are given up.
+
+        Those of a query that was deleted are not written: its last samples come some time after its end."""
         with self._state:
+            if readings.query_id in self._deleted:
+                return
             if self._closing:
                 self._dropped += 1
                 return
@@ -91,6 +97,26 @@ class ReadingStore:
             nothing: dict[str, QueryReadings] = {}
             found |= self._tried(lambda: self._read(missing), nothing)
         return found
+
+    def delete(self, query_ids: Sequence[str]) -> int:
+        """Delete the readings of these queries, and what comes of them later; returns how many there were. What is deleted is
+        overwritten, not only unlinked. Raises sqlite3.Error where the file cannot be written."""
+        with self._state:
+            for each in query_ids:
+                self._deleted[each] = None
+            while len(self._deleted) > MOST_DELETED:
+                self._deleted.popitem(last=False)
+        self.flush()  # what waits may be half written: it is deleted in the file
+        if not self.path.exists():
+            return 0
+        deleted = 0
+        with closing(sqlite3.connect(self.path, timeout=5 * BUSY_SECONDS, isolation_level=None)) as db:
+            db.execute("PRAGMA secure_delete = ON")
+            for start in range(0, len(query_ids), _CHUNK):
+                some = query_ids[start : start + _CHUNK]
+                marks = ",".join("?" * len(some))
+                deleted += db.execute(f"DELETE FROM readings WHERE query_id IN ({marks})", some).rowcount
+        return deleted
 
     def delete_before(self, unix: float) -> int:
         """Delete readings of queries that started before `unix` (seconds); returns how many. In small transactions."""

@@ -55,7 +55,7 @@ CLOSED = {
     "history": "close forget write",
     "alerts": "close evaluate prune use",
     "notifier": "send stop",
-    "readings": "close delete_before save",
+    "readings": "close delete delete_before save",
     "experiments": "close save",
     "receiver": "close settle start take",
     "investigation": "forget_before look_without_hyde start stop watching",

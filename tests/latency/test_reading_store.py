@@ -121,6 +121,19 @@ def test_old_ones_are_deleted(store: ReadingStore) -> None:
     assert store.delete_before(1100.0) == 0
 
 
+def test_what_is_deleted_stays_away_though_its_last_samples_come_later(store: ReadingStore, path: Path) -> None:
+    assert store.delete(["nobody"]) == 0 and not path.exists()
+    for name in ("q1", "q2"):
+        store.save(readings(name, value=0.123456789))
+    assert store.delete(["q1", "nobody"]) == 1
+    store.save(readings("q1"))
+    assert store.flush() and store.get("q1") is None and store.get("q2") is not None
+    wanted = [f"n{number}" for number in range(1200)]
+    for name in wanted[::3]:
+        store.save(readings(name))
+    assert store.delete(wanted) == 400 - store.health().dropped
+
+
 def test_typical_readings_are_small() -> None:
     body = pack(typical())
     assert len(body) < 10 * 1024, len(body)
