@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.faults.causes import FAULTS
-from tests.faults.laboratory import Experiment, Fault, Laboratory
+from tests.faults.laboratory import LONG_REPEATS, Experiment, Fault, Laboratory
 
 COSTLY = [fault for fault in FAULTS if not fault.costs_little]
-LONG_REPEATS = 9
 
 
 def check(fault: Fault, tried: Experiment) -> None:
@@ -21,7 +20,7 @@ def check(fault: Fault, tried: Experiment) -> None:
 
 @pytest.mark.parametrize("fault", [fault for fault in COSTLY if not fault.only_long], ids=str)
 def test_the_cause_is_found_first_and_its_saving_is_what_removing_it_measures(laboratory: Laboratory, fault: Fault):
-    check(fault, laboratory.try_out(fault))
+    laboratory.decide(lambda repeats: check(fault, laboratory.try_out(fault, repeats)))
 
 
 @pytest.mark.long
@@ -32,9 +31,12 @@ def test_a_longer_series_of_every_cause(laboratory: Laboratory, fault: Fault):
 
 @pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault.costs_little], ids=str)
 def test_a_cause_that_costs_little_is_no_other_cause(laboratory: Laboratory, fault: Fault):
-    tried = laboratory.try_out(fault)
-    assert {each.code for each in tried.findings} <= {fault.code}, tried.told()
-    assert abs((tried.said(fault.code) or tried.saving) - tried.saving) <= tried.tolerance, tried.told()
+    def nothing_else(repeats: int) -> None:
+        tried = laboratory.try_out(fault, repeats)
+        assert {each.code for each in tried.findings} <= {fault.code}, tried.told()
+        assert abs((tried.said(fault.code) or tried.saving) - tried.saving) <= tried.tolerance, tried.told()
+
+    laboratory.decide(nothing_else)
 
 
 def test_enough_causes_are_checked_without_the_long_series():

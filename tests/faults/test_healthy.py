@@ -24,14 +24,17 @@ WORLDS: dict[str, Callable[[Bench], World]] = {
 @pytest.mark.parametrize("name", WORLDS)
 def test_twenty_healthy_queries_have_no_findings(laboratory: Laboratory, name: str):
     world = WORLDS[name](laboratory.bench)
-    usual = laboratory.usual(world)
-    if name == "beside an idle GPU":
-        world = world.on(idle_gpu)
-    for _ in range(RUNS):
-        case = ask(world)
-        found = find(case, usual)
-        assert found == (), [each.title for each in found]
-        assert case.readings is not None and case.readings.gpus() == (0,)
+    asked = world.on(idle_gpu) if name == "beside an idle GPU" else world
+
+    def nothing_is_found(runs: int) -> None:
+        usual = laboratory.usual(world)
+        for _ in range(runs):
+            case = ask(asked)
+            found = find(case, usual)
+            assert found == (), [each.title for each in found]
+            assert case.readings is not None and case.readings.gpus() == (0,)
+
+    laboratory.decide(nothing_is_found, RUNS)
 
 
 def test_there_are_twenty():

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 
 import httpx
+import pytest
 
 from collectors.vllm_metrics import parse
 from latency.types import LOCAL, QueryReadings
 from tests.faults import readings
-from tests.faults.laboratory import Laboratory, ask
+from tests.faults.laboratory import LONG_REPEATS, REPEATS, Laboratory, ask
 from tests.faults.servers import FakeVllm, Pace, Proxy
 from tests.gpu_server.odd_server import Odd, odd_server
 
@@ -79,3 +81,16 @@ def test_the_path_really_ran(laboratory: Laboratory):
     assert len(case.answer.passages) == 40 and len([each for each in case.answer.passages if each.kept]) == 6
     assert case.answer.tokens.completion == 20
     assert any(span.name == "llm_request" and span.trace_id == case.spans[0].trace_id for span in case.spans)
+
+
+@pytest.mark.parametrize(("short", "long"), [(True, True), (False, True), (False, False)])
+def test_a_short_series_that_disagrees_is_decided_by_the_long_one(short: bool, long: bool):
+    asked: list[int] = []
+
+    def check(repeats: int) -> None:
+        asked.append(repeats)
+        assert short if repeats < LONG_REPEATS else long
+
+    with nullcontext() if short or long else pytest.raises(AssertionError):
+        Laboratory(None).decide(check)
+    assert asked == ([REPEATS] if short else [REPEATS, LONG_REPEATS])

@@ -44,7 +44,7 @@ from rag.media.speech import WhisperClient
 from tests.security.canaries import Search, canary
 from tests.security.hostile_server import REFUSE, HostileServer
 from tests.security.test_inputs import MEMBERS, says_its_kind
-from tests.security.world import ROOT
+from tests.security.world import ROOT, eventually
 
 LIMIT_BYTES = 50_000_000
 HERE = ("127.0.0.1", 5)
@@ -327,6 +327,7 @@ def _asked(url: str) -> set[int]:
     wrong = {"authorization": f"Bearer {canary('services.api_key')}"}
     body = {"query": "boiler", "documents": ["a boiler"]}
     with httpx.Client(base_url=url, timeout=90, trust_env=False, verify=False) as client:
+        eventually(lambda: client.get("/health").status_code == 200)  # a moment after it says that its models answer
         answers = [client.post("/v1/rerank", json=body, headers=head) for head in (right, wrong)]
         answers.append(client.post("/v1/rerank", json={"query": 5}, headers=right))
     assert all(not Search(("server.token", "redis.url")).found(answer.content) for answer in answers)
