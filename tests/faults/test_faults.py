@@ -26,7 +26,7 @@ def test_the_cause_is_found_first_and_its_saving_is_what_removing_it_measures(la
 @pytest.mark.long
 @pytest.mark.parametrize("fault", COSTLY, ids=str)
 def test_a_longer_series_of_every_cause(laboratory: Laboratory, fault: Fault):
-    check(fault, laboratory.try_out(fault, LONG_REPEATS))
+    laboratory.decide(lambda repeats: check(fault, laboratory.try_out(fault, repeats)), LONG_REPEATS)
 
 
 @pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault.costs_little], ids=str)

@@ -67,7 +67,11 @@ def killed(tmp_path: Path, kills: int, files: int, longest_seconds: float) -> No
     assert again["documents"] == whole["documents"]
     assert again["count"] == whole["count"], "rows are left that belong to no document"
     assert len(again["jobs"]) == 1, "it went on in the job that was begun"
-    assert again["jobs"][0][1:] == whole["jobs"][0][1:]
+    state, counts = again["jobs"][0][1:]
+    between = counts.pop("unchanged", 0)  # killed when the store had a document and the ledger did not: found there as it is
+    assert between <= interrupted
+    counts["added"] += between
+    assert [state, counts] == whole["jobs"][0][1:]
 
 
 def test_three_kills_and_the_result_is_that_of_an_uninterrupted_run(tmp_path: Path) -> None:
