@@ -102,7 +102,7 @@ class ReadingStore:
         """Delete the readings of these queries, and what comes of them later; returns how many there were. What is deleted is
         overwritten, not only unlinked. Raises sqlite3.Error where the file cannot be written."""
         with self._state:
-            for each in query_ids:
+            for each in sorted(query_ids)[-MOST_DELETED:]:  # our ids sort by time, and only the newest may have samples to come
                 self._deleted[each] = None
             while len(self._deleted) > MOST_DELETED:
                 self._deleted.popitem(last=False)

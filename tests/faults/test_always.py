@@ -9,8 +9,8 @@ import pytest
 
 from latency.types import Case
 from tests.faults.causes import BY_NAME
-from tests.faults.laboratory import LONG_REPEATS, Fault, Laboratory, ask
-from tests.faults.test_faults import check
+from tests.faults.laboratory import Fault, Laboratory, ask
+from tests.faults.test_faults import LONG_REPEATS, check
 from tests.faults.world import Bench, World
 
 BEFORE = 6

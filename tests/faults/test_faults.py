@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.faults.causes import FAULTS
-from tests.faults.laboratory import LONG_REPEATS, Experiment, Fault, Laboratory
+from tests.faults.laboratory import Experiment, Fault, Laboratory
 
+LONG_REPEATS = 9
 COSTLY = [fault for fault in FAULTS if not fault.costs_little]
 
 

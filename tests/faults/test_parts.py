@@ -13,7 +13,7 @@ import pytest
 from collectors.vllm_metrics import parse
 from latency.types import LOCAL, QueryReadings
 from tests.faults import readings
-from tests.faults.laboratory import LONG_REPEATS, REPEATS, Laboratory, ask
+from tests.faults.laboratory import REPEATS, Laboratory, ask
 from tests.faults.servers import FakeVllm, Pace, Proxy
 from tests.gpu_server.odd_server import Odd, odd_server
 
@@ -89,8 +89,8 @@ def test_a_short_series_that_disagrees_is_decided_by_the_long_one(short: bool, l
 
     def check(repeats: int) -> None:
         asked.append(repeats)
-        assert short if repeats < LONG_REPEATS else long
+        assert short if repeats == REPEATS else long
 
     with nullcontext() if short or long else pytest.raises(AssertionError):
         Laboratory(None).decide(check)
-    assert asked == ([REPEATS] if short else [REPEATS, LONG_REPEATS])
+    assert asked == ([REPEATS] if short else [REPEATS, 3 * REPEATS])

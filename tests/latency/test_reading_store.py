@@ -134,6 +134,14 @@ def test_what_is_deleted_stays_away_though_its_last_samples_come_later(store: Re
     assert store.delete(wanted) == 400 - store.health().dropped
 
 
+def test_of_many_that_are_deleted_at_once_the_newest_are_remembered(store: ReadingStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("latency.readings.store.MOST_DELETED", 3)
+    store.delete([f"q{number}" for number in range(9, 0, -1)])  # newest first, as they are listed
+    for number in range(1, 10):
+        store.save(readings(f"q{number}"))
+    assert store.flush() and set(store.get_many([f"q{number}" for number in range(1, 10)])) == {f"q{n}" for n in range(1, 7)}
+
+
 def test_typical_readings_are_small() -> None:
     body = pack(typical())
     assert len(body) < 10 * 1024, len(body)

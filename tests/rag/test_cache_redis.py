@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -44,13 +45,11 @@ class Proxy:
             threading.Thread(target=self._pass, args=(theirs, ours, True), daemon=True).start()
 
     def _pass(self, one: socket.socket, other: socket.socket, late: bool) -> None:
-        try:
+        with contextlib.suppress(OSError):  # either side has gone
             while data := one.recv(65536):
                 if late:
                     time.sleep(self.delay_seconds)
                 other.sendall(data)
-        except OSError:
-            pass
         other.close()
 
     def close(self) -> None:
